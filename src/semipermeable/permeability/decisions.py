@@ -1,0 +1,77 @@
+"""The words every permeability rule speaks: what it sees of a prompt, what it is asked about, what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from semipermeable.concept import Concept
+
+__all__ = ["Decision", "EncodedPrompt", "GatedConcept", "Permeability"]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt as the pipeline's text encoder sees it.
+
+    Args:
+        text: the prompt.
+        token_ids: ids of the prompt's own tokens, without BOS, EOS and padding.
+        tokens: the same tokens as texts.
+        states: the conditioning the denoiser receives, shape (sequence, dim), fp32 on CPU, with BOS, EOS and padding.
+        pooled: the pooled text encoding, shape (dim,), or None where the encoder has none.
+        first: index in `states` of the first own token (1 where the tokenizer writes a BOS).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    states: Tensor
+    pooled: Tensor | None = None
+    first: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class GatedConcept:
+    """A concept whose permeability is asked for.
+
+    Args:
+        concept: the concept.
+        encoded: its name and aliases, in the order of `concept.names`.
+        empty: the empty prompt.
+        gate: the fitted rule stored with the membrane, or None: (kind, settings, tensors).
+    """
+
+    concept: Concept
+    encoded: tuple[EncodedPrompt, ...]
+    empty: EncodedPrompt
+    gate: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The permeability of one concept for one prompt, and why.
+
+    Args:
+        gamma: γ in [0, 1].
+        reason: one short clause, e.g. "name found: 'cat'" or "probe 0.03 below 0.61".
+        similarity: the rule's score, or None.
+        threshold: what the score was held against, or None.
+        matched: the words of the prompt that matched.
+    """
+
+    gamma: float
+    reason: str
+    similarity: float | None = None
+    threshold: float | None = None
+    matched: tuple[str, ...] = field(default=())
+
+
+@runtime_checkable
+class Permeability(Protocol):
+    """A rule that gives γ. Anything with this method can be passed as `permeability=`."""
+
+    def decide(self, prompts: Sequence[EncodedPrompt], concept: GatedConcept) -> Sequence[Decision]:
+        """Return one decision per prompt, in order."""
+        ...
