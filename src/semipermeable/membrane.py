@@ -13,7 +13,7 @@ from semipermeable.errors import MembraneError
 
 __all__ = ["GateState", "Json", "Membrane", "Provenance"]
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 """Anything JSON can hold."""
 
 

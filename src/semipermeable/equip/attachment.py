@@ -1,0 +1,236 @@
+"""Attach membranes to a pipeline, gated per prompt.
+
+    with attach(pipe, ["cat.safetensors"]) as guard:
+        images = pipe(["a neon icon of a cat", "a neon icon of a dog"]).images
+    print(guard.trace)
+
+The pipeline receives a view of its denoiser and a watched `encode_prompt`; nothing else changes, and `detach` puts both
+back. Siblings that share the denoiser stay bare. One attachment a pipeline; several membranes add up exactly.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, cast
+
+from semipermeable.equip.gating import OnUnknown, RowGate, strengths_for
+from semipermeable.errors import AttachError, PermeabilityError
+from semipermeable.files import load
+from semipermeable.files.foreign import resolve_foreign
+from semipermeable.hosts import Host, host_for
+from semipermeable.membrane import Membrane
+from semipermeable.permeability import PerConcept, Permeability, Trace, resolve
+from semipermeable.runtime import Binding, PromptBook, gated_view, refuse_rewritten, view_owner
+
+__all__ = ["Attachment", "MembraneLike", "PermeabilityLike", "attach", "read_membranes"]
+
+MembraneLike = Membrane | str | os.PathLike[str]
+PermeabilityLike = str | float | Mapping[str, float] | Permeability
+
+
+class Attachment:
+    """Membranes in a pipeline; made by `attach`. Use it as a context manager or call `detach`.
+
+    Attributes:
+        trace: γ of every prompt and concept with its reason; prints as a table.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        membranes: Sequence[Membrane],
+        rule: Permeability,
+        strength: float | Mapping[str, float],
+        on_unknown: OnUnknown,
+    ) -> None:
+        self._host = host_for(pipe)
+        self._pipe = pipe
+        self._rule = rule
+        self._strength = strength
+        self._on_unknown: OnUnknown = on_unknown
+        self._book = PromptBook()
+        self._lock = threading.Lock()
+        self.trace = Trace()
+        self._original = self._host.denoiser
+        self._refuse(self._original)
+        self._gate, self._binding = self._prepare(membranes)
+        self._view = gated_view(self._original, self, self._gated)
+        self._had_own_encode = self._host.encode_name in vars(pipe)
+        self._encode = getattr(pipe, self._host.encode_name)
+        setattr(pipe, self._host.encode_name, self._watched(self._encode))
+        setattr(pipe, self._host.denoiser_name, self._view)
+        self._attached = True
+
+    @property
+    def membranes(self) -> tuple[Membrane, ...]:
+        """The membranes in force."""
+        return self._binding.membranes
+
+    @property
+    def attached(self) -> bool:
+        """Whether the pipeline still holds these membranes."""
+        return self._attached
+
+    def add(self, membrane: MembraneLike) -> None:
+        """Add a membrane; it acts from the next denoiser call on.
+
+        Raises:
+            AttachError: if already detached, or a membrane of that name is attached.
+            SiteError: if it does not fit; the others stay as they were.
+        """
+        self._require_attached()
+        self._replace([*self.membranes, *read_membranes(membrane, self._original)])
+
+    def remove(self, name: str) -> None:
+        """Remove the membrane of the concept called `name`.
+
+        Raises:
+            AttachError: if there is none.
+        """
+        self._require_attached()
+        kept = [m for m in self.membranes if m.name != name]
+        if len(kept) == len(self.membranes):
+            names = ", ".join(repr(m.name) for m in self.membranes) or "none"
+            raise AttachError(f"no membrane called {name!r} is attached; attached: {names}")
+        self._replace(kept)
+
+    def detach(self) -> None:
+        """Give the pipeline its own denoiser back, bit for bit. Calling it again does nothing."""
+        if not self._attached:
+            return
+        self._attached = False
+        if self._host.denoiser is self._view:
+            setattr(self._pipe, self._host.denoiser_name, self._original)
+        if self._had_own_encode:
+            setattr(self._pipe, self._host.encode_name, self._encode)
+        else:
+            vars(self._pipe).pop(self._host.encode_name, None)
+        self._binding.remove()
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        names = ", ".join(m.name for m in self.membranes)
+        return f"Attachment([{names}], {'attached' if self._attached else 'detached'})"
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            raise AttachError("this attachment has been detached; call attach again")
+
+    def _refuse(self, denoiser: Any) -> None:
+        owner = view_owner(denoiser)
+        if owner is not None:
+            raise AttachError(
+                f"this pipeline already holds {owner!r}; use its .add() and .remove(), or .detach() it first"
+            )
+        refuse_rewritten(denoiser)
+
+    def _prepare(self, membranes: Sequence[Membrane]) -> tuple[RowGate, Binding]:
+        names = [m.name for m in membranes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise AttachError(f"two membranes erase {twice[0]!r}; attach one, or rename a concept")
+        if isinstance(self._rule, PerConcept):
+            unknown = sorted(set(self._rule.names) - set(names))
+            if unknown and not self._is_live():
+                raise PermeabilityError(
+                    f"permeability names {unknown[0]!r}, which is not attached; attached: {', '.join(names) or 'none'}"
+                )
+        strength = strengths_for(membranes, self._known_strength(names))
+        gate = RowGate(self._host, membranes, self._rule, strength, self._on_unknown, self.trace)
+        return gate, Binding(self._original, membranes)
+
+    def _is_live(self) -> bool:
+        return getattr(self, "_attached", False)
+
+    def _known_strength(self, names: Sequence[str]) -> float | Mapping[str, float]:
+        if self._is_live() and isinstance(self._strength, Mapping):
+            return {name: factor for name, factor in self._strength.items() if name in names}
+        return self._strength
+
+    def _replace(self, membranes: Sequence[Membrane]) -> None:
+        gate, binding = self._prepare(membranes)
+        with self._lock:
+            old = self._binding
+            self._gate, self._binding = gate, binding
+        old.remove()
+
+    def _watched(self, encode: Any) -> Any:
+        @functools.wraps(encode)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result, known, passed = self._host.observe(encode, args, kwargs)
+            given = [self._book.read(source) for source, _, _ in passed]
+            for rows, texts, role in known:
+                self._book.write(rows, texts, role)
+            for entries, (_, rows, role) in zip(given, passed, strict=True):
+                repeats = rows.shape[0] // max(len(entries), 1)
+                for index, entry in enumerate(entries):
+                    if entry is not None:
+                        self._book.write(rows[index * repeats : (index + 1) * repeats], [entry.text], role)
+            return result
+
+        return watched
+
+    @contextmanager
+    def _gated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        with self._lock:
+            gate, binding = self._gate, self._binding
+        states, conditional = self._host.call_rows(args, kwargs)
+        strengths = gate.strengths(self._book.read(states), conditional)
+        with binding.activate(strengths):
+            yield
+
+
+def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: Any) -> list[Membrane]:
+    """Load paths, and resolve the site names of other formats against a denoiser.
+
+    Args:
+        membranes: one or several membranes or paths.
+        denoiser: the network they are meant for.
+    """
+    several = [membranes] if isinstance(membranes, Membrane | str | os.PathLike) else list(membranes)
+    loaded = [m if isinstance(m, Membrane) else load(cast("str | os.PathLike[str]", m)) for m in several]
+    return [resolve_foreign(m, denoiser) if m.foreign_names else m for m in loaded]
+
+
+def attach(
+    pipe: Any,
+    membranes: MembraneLike | Sequence[MembraneLike],
+    permeability: PermeabilityLike = "transport",
+    *,
+    strength: float | Mapping[str, float] = 1.0,
+    on_unknown: OnUnknown = "open",
+) -> Attachment:
+    """Attach membranes to a diffusers pipeline; every later call of it is gated per prompt.
+
+    Args:
+        pipe: a loaded pipeline of a supported family.
+        membranes: membranes or paths of membrane files, one or several.
+        permeability: "transport" (calibrated, default), "paper" (SPM Eq. 10, 11), "open", "closed", a number in [0, 1],
+            a mapping from concept name to such a number, or an object with the `Permeability` protocol.
+        strength: multiplies γ; a number or a mapping from concept name; may exceed 1 or be negative.
+        on_unknown: for conditional rows given as embeddings that this pipeline did not encode while attached.
+
+    Returns:
+        The attachment: a context manager with `.detach()`, `.add()`, `.remove()` and `.trace`.
+
+    Raises:
+        ArchitectureError: if no host supports the pipeline.
+        AttachError: if it already holds an attachment, is compiled, or has fused projections.
+        SiteError: if a membrane does not fit.
+        PermeabilityError: if the rule, a name in it, or a strength is not usable.
+    """
+    if on_unknown not in ("open", "closed", "error"):
+        raise PermeabilityError(f'on_unknown must be "open", "closed" or "error", found {on_unknown!r}')
+    host: Host = host_for(pipe)
+    rule = resolve(permeability)
+    return Attachment(pipe, read_membranes(membranes, host.denoiser), rule, strength, on_unknown)

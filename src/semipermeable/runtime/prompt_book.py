@@ -1,0 +1,90 @@
+"""Which text a row of prompt embeddings came from.
+
+A denoiser sees embeddings, a permeability rule needs words. The book remembers, for every row that the pipeline's own
+`encode_prompt` produced, a fingerprint of its bytes, its text, and in which role it was made. A row that is handed back
+later as `prompt_embeds` is recognised as long as its bytes are the same.
+"""
+
+import ctypes
+import enum
+import hashlib
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Entry", "PromptBook", "Role"]
+
+
+class Role(enum.Flag):
+    """What a row is for: a prompt, or the text to steer away from (negative or empty prompt)."""
+
+    PROMPT = enum.auto()
+    NEGATIVE = enum.auto()
+
+
+class Entry(NamedTuple):
+    """A known row: its text and every role it has been made in."""
+
+    text: str
+    role: Role
+
+
+def _fingerprints(rows: Tensor) -> list[bytes]:
+    """One digest per row of `rows`, shape (rows, ...), over dtype and bytes."""
+    flat = rows.detach().flatten(1).contiguous().cpu()
+    num_bytes = flat.shape[1] * flat.element_size()
+    kind = str(flat.dtype).encode()
+    start = flat.data_ptr()
+    raw = [ctypes.string_at(start + r * num_bytes, num_bytes) for r in range(flat.shape[0])]
+    return [hashlib.blake2b(row, digest_size=16, key=kind).digest() for row in raw]
+
+
+class PromptBook:
+    """Bounded memory of rows, safe for several threads.
+
+    Args:
+        max_rows: how many rows are remembered; the oldest are forgotten first.
+    """
+
+    def __init__(self, max_rows: int = 16_384) -> None:
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._max_rows = max_rows
+        self._lock = threading.Lock()
+        self._last: tuple[weakref.ref[Tensor], int | None, list[Entry | None]] | None = None
+
+    def write(self, rows: Tensor, texts: Sequence[str], role: Role) -> None:
+        """Remember rows.
+
+        Args:
+            rows: embeddings, shape (n · len(texts), ...), each text repeated n times in a row.
+            texts: their texts.
+            role: what they were made for; roles of the same row add up.
+        """
+        repeats = rows.shape[0] // max(len(texts), 1)
+        per_row = [text for text in texts for _ in range(repeats)]
+        with self._lock:
+            for key, text in zip(_fingerprints(rows), per_row, strict=True):
+                known = self._entries.pop(key, None)
+                self._entries[key] = Entry(text, role if known is None else role | known.role)
+            while len(self._entries) > self._max_rows:
+                self._entries.popitem(last=False)
+            self._last = None
+
+    def read(self, rows: Tensor) -> list[Entry | None]:
+        """Return what is known of each row of `rows`, shape (rows, ...); None where it is unknown.
+
+        A sampler passes the same tensor at every step, so the last answer is kept for that very tensor.
+        """
+        version = None if rows.is_inference() else rows._version
+        last = self._last
+        if last is not None and last[0]() is rows and last[1] == version and not rows.is_inference():
+            return last[2]
+        keys = _fingerprints(rows)
+        with self._lock:
+            found = [self._entries.get(key) for key in keys]
+            self._last = (weakref.ref(rows), version, found)
+        return found

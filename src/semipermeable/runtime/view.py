@@ -1,0 +1,77 @@
+"""A pipeline's own view of a denoiser that it may share with others.
+
+The view is a shallow copy: the same class, parameters, buffers, submodules and state-dict keys, but its own `forward`.
+A pipeline that holds the view is gated; a sibling that holds the original stays bare; both may run at the same time in
+their own threads.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from semipermeable.errors import AttachError
+
+__all__ = ["gated_view", "refuse_rewritten", "view_owner"]
+
+_OWNER = "_semipermeable_owner"
+
+
+def gated_view(
+    denoiser: nn.Module, owner: object, gate: Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[None]]
+) -> nn.Module:
+    """Return a view of `denoiser` whose every call runs inside `gate(args, kwargs)`.
+
+    Args:
+        denoiser: the network.
+        owner: what `view_owner` shall return for the view.
+        gate: given the call's arguments, returns the context in which the call runs.
+    """
+    view = copy.copy(denoiser)
+    inner: Callable[..., Any] = denoiser.forward
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            raise AttachError(
+                "the denoiser is being compiled with membranes attached; compiled code would not see later "
+                "changes of γ. Detach before torch.compile, or do not compile."
+            )
+        with gate(args, kwargs):
+            return inner(*args, **kwargs)
+
+    object.__setattr__(view, "forward", forward)
+    object.__setattr__(view, _OWNER, owner)
+    return view
+
+
+def view_owner(denoiser: object) -> object | None:
+    """Return the owner of a view, or None for a plain denoiser."""
+    return getattr(denoiser, "__dict__", {}).get(_OWNER)
+
+
+def refuse_rewritten(denoiser: nn.Module) -> None:
+    """Refuse a denoiser whose layers no longer run one by one.
+
+    Raises:
+        AttachError: if it, or a part of it, is compiled or has fused projections.
+    """
+    for name, module in denoiser.named_modules():
+        place = f"layer {name!r}" if name else "the denoiser"
+        compiled = (
+            type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        )
+        if compiled:
+            raise AttachError(
+                f"{place} is compiled (torch.compile): hooks set now would be bypassed and pictures drawn bare. "
+                "Attach to the uncompiled module (`module._orig_mod`)."
+            )
+        if getattr(module, "fused_projections", False):
+            raise AttachError(
+                f"{place} has fused query/key/value projections: the sites of a membrane do not run. "
+                "Call `pipe.unfuse_qkv_projections()` first."
+            )
