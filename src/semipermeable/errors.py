@@ -125,5 +125,7 @@ def closest(name: str, known: Iterable[str], *, what: str) -> str:
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else f"; known: {', '.join(names) or 'none'}."
+    hint = (
+        f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else f"; known: {', '.join(names) or 'none'}."
+    )
     return f"unknown {what} {name!r}{hint}"

@@ -11,10 +11,10 @@ back. Siblings that share the denoiser stay bare. One attachment a pipeline; sev
 import functools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from semipermeable.equip.gating import OnUnknown, RowGate, strengths_for
 from semipermeable.errors import AttachError, PermeabilityError
@@ -181,7 +181,7 @@ class Attachment:
         return watched
 
     @contextmanager
-    def _gated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    def _gated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[None, None, None]:
         with self._lock:
             gate, binding = self._gate, self._binding
         states, conditional = self._host.call_rows(args, kwargs)
@@ -198,7 +198,7 @@ def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: A
         denoiser: the network they are meant for.
     """
     several = [membranes] if isinstance(membranes, Membrane | str | os.PathLike) else list(membranes)
-    loaded = [m if isinstance(m, Membrane) else load(cast("str | os.PathLike[str]", m)) for m in several]
+    loaded = [m if isinstance(m, Membrane) else load(m) for m in several]
     return [resolve_foreign(m, denoiser) if m.foreign_names else m for m in loaded]
 
 

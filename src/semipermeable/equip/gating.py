@@ -4,6 +4,7 @@ A row is closed where it is known to be only a negative prompt, or where the hos
 conditional row whose text is known gets γ from the permeability rule; an unknown one follows `on_unknown`.
 """
 
+import enum
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -24,6 +25,13 @@ OnUnknown = Literal["open", "closed", "error"]
 
 _UNKNOWN = "(prompt embeddings of unknown origin)"
 _MAX_CACHED = 4096
+
+
+class _Row(enum.Enum):
+    """A row that has no text to decide on."""
+
+    CLOSED = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 class RowGate:
@@ -72,11 +80,11 @@ class RowGate:
         gamma = torch.zeros(len(texts), len(self._membranes))
         traced: set[str] = set()
         for row, text in enumerate(texts):
-            if text is None:
+            if text is _Row.CLOSED:
                 continue
-            decisions = self._unknown() if text is False else self._decided[text]
+            decisions = self._decided[text] if isinstance(text, str) else self._unknown()
             gamma[row] = torch.tensor([decision.gamma for decision in decisions])
-            shown = _UNKNOWN if text is False else text
+            shown = text if isinstance(text, str) else _UNKNOWN
             if shown not in traced:
                 traced.add(shown)
                 for membrane, decision in zip(self._membranes, decisions, strict=True):
@@ -115,12 +123,12 @@ class RowGate:
         return decisions
 
 
-def _text_of(entry: Entry | None, conditional: bool) -> str | Literal[False] | None:
-    """The text to decide on; None for a row that stays closed; False for an unknown conditional row."""
+def _text_of(entry: Entry | None, conditional: bool) -> str | _Row:
+    """The text to decide on, or why there is none."""
     if entry is None:
-        return False if conditional else None
+        return _Row.UNKNOWN if conditional else _Row.CLOSED
     if entry.role == Role.NEGATIVE or (Role.NEGATIVE in entry.role and not conditional):
-        return None
+        return _Row.CLOSED
     return entry.text
 
 

@@ -30,11 +30,11 @@ class UNetHost:
         pipe: the pipeline.
     """
 
-    family = "unet"
-    denoiser_name = "unet"
-    encode_name = "encode_prompt"
-    site_classes = ("Transformer2DModel",)
-    describes = "UNet pipelines with one CLIP text encoder (Stable Diffusion 1.x, the bundled models)"
+    family: str = "unet"
+    denoiser_name: str = "unet"
+    encode_name: str = "encode_prompt"
+    site_classes: tuple[str, ...] = ("Transformer2DModel",)
+    describes: str = "UNet pipelines with one CLIP text encoder (Stable Diffusion 1.x, the bundled models)"
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe

@@ -2,12 +2,12 @@
 
 For row r of one denoiser call and membrane c, the strength g_{r,c} is γ_{r,c} already raised to the membrane's
 `gate_power` and multiplied by its strength. Each site adds Σ_c g_{r,c} u_c (v_c · x_r) (SPM, Eq. 9) to the rows in
-which some g is not zero, in one product over the membranes that act; the other rows are not touched, and a call in which
-every g is zero runs the base model's own code.
+which some g is not zero, in one product over the membranes that act; the other rows are not touched, and a call in
+which every g is zero runs the base model's own code.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ class Binding:
         ]
 
     @contextmanager
-    def activate(self, strengths: Tensor) -> Iterator[None]:
+    def activate(self, strengths: Tensor) -> Generator[None, None, None]:
         """Let the membranes act on the denoiser call made inside the `with` block, in this thread only.
 
         Args:
