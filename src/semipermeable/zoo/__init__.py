@@ -1,0 +1,142 @@
+"""The zoo: small text-to-image models that come with the package, really trained, with judges of what they draw.
+
+    pipe = zoo.load("emoji")
+    image = pipe("a neon icon of a cat", num_inference_steps=25, guidance_scale=4.0).images[0]
+
+Importing this module loads neither torch nor diffusers.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semipermeable.zoo.bundle import bundle_folder, bundle_names, read_manifest, verify
+from semipermeable.zoo.spec import Canary, ZooObject, ZooSpec, read_spec
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from semipermeable.zoo.judges import Clip, Judge, RealStatistics
+
+__all__ = [
+    "Canary",
+    "ZooObject",
+    "ZooSpec",
+    "build",
+    "captions",
+    "clip",
+    "evaluate",
+    "info",
+    "judge",
+    "load",
+    "names",
+    "path",
+    "real_statistics",
+    "spec",
+]
+
+
+def names() -> list[str]:
+    """Return the names of all bundled models."""
+    return bundle_names()
+
+
+def path(name: str) -> Path:
+    """Return the folder of a bundled model's pipeline, readable by `StableDiffusionPipeline.from_pretrained`.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+    """
+    return bundle_folder(name) / "pipeline"
+
+
+def info(name: str) -> dict[str, Any]:
+    """Return what is known about a bundled model: card data, licences, and size and SHA-256 of every file."""
+    return read_manifest(bundle_folder(name))
+
+
+def spec(name: str) -> ZooSpec:
+    """Return the objects, styles and captions that a bundled model was taught."""
+    folder = bundle_folder(name)
+    verify(folder, ["spec.json"])
+    return read_spec(folder / "spec.json")
+
+
+def captions(name: str) -> list[str]:
+    """Return the plainest caption of every object in every style."""
+    return list(spec(name).captions())
+
+
+def load(name: str) -> "StableDiffusionPipeline":
+    """Load a bundled model as a diffusers pipeline: float32, on the CPU, without progress bar.
+
+    Args:
+        name: one of `names()`.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+        ZooError: if a file is missing or damaged.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    folder = bundle_folder(name)
+    verify(folder, ["pipeline/"])
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder / "pipeline", torch_dtype=torch.float32, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def judge(name: str) -> "Judge":
+    """Return the classifier of object and style that belongs to a bundled model.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+        ZooError: if a file is missing or damaged.
+    """
+    from semipermeable.zoo.judges import Judge
+
+    folder = bundle_folder(name)
+    verify(folder, ["judge.safetensors"])
+    taught = spec(name)
+    return Judge(folder / "judge.safetensors", taught.object_names, taught.styles)
+
+
+def clip(name: str) -> "Clip":
+    """Return the small CLIP, independent of the pipeline's text encoder, for scores of picture against text.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+        ZooError: if a file is missing or damaged.
+    """
+    from transformers import CLIPTokenizer
+
+    from semipermeable.errors import ZooError
+    from semipermeable.zoo.judges import Clip
+
+    folder = bundle_folder(name)
+    if not (folder / "clip.safetensors").is_file():
+        raise ZooError(f"bundled model {name!r} has no CLIP judge; reinstall semipermeable")
+    verify(folder, ["clip.safetensors", "pipeline/tokenizer/"])
+    return Clip(folder / "clip.safetensors", CLIPTokenizer.from_pretrained(folder / "pipeline" / "tokenizer"))
+
+
+def real_statistics(name: str) -> "RealStatistics":
+    """Return mean and covariance of `judge(name).features` over real icons, for the Fréchet distance.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+        ZooError: if a file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    from semipermeable.errors import ZooError
+    from semipermeable.zoo.judges import RealStatistics
+
+    folder = bundle_folder(name)
+    if not (folder / "statistics.safetensors").is_file():
+        raise ZooError(f"bundled model {name!r} has no statistics of real icons; reinstall semipermeable")
+    verify(folder, ["statistics.safetensors"])
+    content = load_file(folder / "statistics.safetensors")
+    return RealStatistics(content["mean"].double(), content["covariance"].double(), int(content["count"]))

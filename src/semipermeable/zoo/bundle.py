@@ -1,0 +1,79 @@
+"""Where bundled models lie, and the check that they are what was shipped.
+
+A bundle is a folder `assets/<name>/` with a `manifest.json` that lists every file with its size and SHA-256. Nothing is read
+before its digest was compared: a truncated download or a Git LFS pointer is named instead of failing deep inside torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from semipermeable.errors import UnknownNameError, ZooError, closest
+
+__all__ = ["ASSETS", "MANIFEST", "bundle_folder", "bundle_names", "digest", "read_manifest", "verify"]
+
+ASSETS = Path(__file__).parent / "assets"
+"""Folder of all bundles."""
+MANIFEST = "manifest.json"
+"""Name of the file that lists a bundle's files."""
+
+
+def bundle_names() -> list[str]:
+    """Return the names of all bundled models, sorted."""
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{MANIFEST}"))
+
+
+def bundle_folder(name: str) -> Path:
+    """Return the folder of the bundled model `name`.
+
+    Raises:
+        UnknownNameError: if there is none of that name; close names are suggested.
+    """
+    if name not in bundle_names():
+        raise UnknownNameError(closest(name, bundle_names(), what="bundled model"))
+    return ASSETS / name
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file as lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle: its card data, and `files` with size and SHA-256 of each."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ZooError(
+            f"{MANIFEST} of the bundled model {folder.name!r} cannot be read ({error}); reinstall semipermeable"
+        ) from error
+    return manifest
+
+
+def verify(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files of a bundle with its manifest.
+
+    Args:
+        folder: the bundle.
+        names: path prefixes inside the bundle to check; None checks every file.
+
+    Raises:
+        ZooError: if a file is missing or its SHA-256 differs.
+    """
+    prefixes = None if names is None else tuple(names)
+    for relative, expected in read_manifest(folder)["files"].items():
+        if prefixes is not None and not relative.startswith(prefixes):
+            continue
+        path = folder / relative
+        if not path.is_file():
+            raise ZooError(f"bundled model {folder.name!r}: {relative} is missing; reinstall semipermeable")
+        found = digest(path)
+        if found != expected["sha256"]:
+            raise ZooError(
+                f"bundled model {folder.name!r}: {relative} has SHA-256 {found[:12]}… and {path.stat().st_size} bytes, "
+                f"expected {expected['sha256'][:12]}… and {expected['bytes']} bytes; the file is damaged or was "
+                "changed (a Git LFS pointer?): reinstall semipermeable"
+            )
