@@ -1,0 +1,48 @@
+"""Fixtures for all tests: small random networks for the mechanics, the bundled model for the laws."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+import pytest
+import torch
+
+from semipermeable import zoo
+
+from helpers import make_tiny_unet
+
+
+@pytest.fixture
+def generator():
+    """A seeded generator."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def tiny_unet():
+    """See `make_tiny_unet`."""
+    return make_tiny_unet()
+
+
+@pytest.fixture(scope="session")
+def _bundled():
+    return zoo.load("emoji")
+
+
+@pytest.fixture
+def pipe(_bundled):
+    """The bundled pipeline, sharing weights over the session but a fresh object: nothing of a test stays in it."""
+    fresh = type(_bundled)(
+        **_bundled.components | {"scheduler": type(_bundled.scheduler).from_config(_bundled.scheduler.config)},
+        requires_safety_checker=False,
+    )
+    fresh.register_to_config(_name_or_path=_bundled.config.get("_name_or_path"))
+    fresh.set_progress_bar_config(disable=True)
+    return fresh
+
+
+@pytest.fixture(scope="session")
+def judge():
+    """The bundled judge of objects and styles."""
+    return zoo.judge("emoji")

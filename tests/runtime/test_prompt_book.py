@@ -1,0 +1,46 @@
+import torch
+
+from semipermeable.runtime import PromptBook, Role
+
+
+def test_rows_are_recognised_by_their_bytes(generator):
+    book, rows = PromptBook(), torch.randn(4, 5, 3, generator=generator)
+    book.write(rows, ["a cat", "a dog"], Role.PROMPT)
+    texts = [entry.text for entry in book.read(torch.cat([torch.zeros(1, 5, 3), rows])) if entry is not None]
+    assert texts == ["a cat", "a cat", "a dog", "a dog"]
+    assert book.read(rows + 1e-6) == [None] * 4
+    assert book.read(rows.half()) == [None] * 4
+
+
+def test_roles_of_the_same_row_add_up():
+    book, row = PromptBook(), torch.ones(1, 2)
+    book.write(row, ["cat"], Role.PROMPT)
+    assert book.read(row)[0].role == Role.PROMPT
+    book.write(row, ["cat"], Role.NEGATIVE)
+    assert book.read(row)[0].role == Role.PROMPT | Role.NEGATIVE
+
+
+def test_a_tensor_changed_in_place_is_read_anew(generator):
+    book, rows = PromptBook(), torch.randn(2, 3, generator=generator)
+    book.write(rows, ["a", "b"], Role.PROMPT)
+    assert book.read(rows)[1].text == "b"
+    rows[1] = rows[0]
+    assert book.read(rows)[1].text == "a"
+
+
+def test_a_new_tensor_at_an_old_address_is_not_mistaken(generator):
+    book = PromptBook()
+    for index in range(50):
+        rows = torch.full((1, 64), float(index))
+        assert book.read(rows) == [None]
+        book.write(rows, [str(index)], Role.PROMPT)
+        assert book.read(rows)[0].text == str(index)
+        del rows
+
+
+def test_the_oldest_rows_are_forgotten_first():
+    book = PromptBook(max_rows=2)
+    for index in range(3):
+        book.write(torch.full((1, 4), float(index)), [str(index)], Role.PROMPT)
+    assert book.read(torch.zeros(1, 4)) == [None]
+    assert book.read(torch.full((1, 4), 2.0))[0].text == "2"
