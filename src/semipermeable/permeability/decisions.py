@@ -1,14 +1,36 @@
 """The words every permeability rule speaks: what it sees of a prompt, what it is asked about, what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
 from semipermeable.concept import Concept
 
-__all__ = ["Decision", "EncodedPrompt", "GatedConcept", "Permeability"]
+__all__ = ["Decision", "EncodedPrompt", "Gate", "GatedConcept", "Json", "Permeability"]
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""Anything JSON can hold."""
+
+
+class Gate(Protocol):
+    """A fitted rule as a membrane stores it (`membrane.GateState`, which this layer does not import)."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the rule that understands it."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        """Numbers and texts."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Name to tensor."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +62,13 @@ class GatedConcept:
         concept: the concept.
         encoded: its name and aliases, in the order of `concept.names`.
         empty: the empty prompt.
-        gate: the fitted rule stored with the membrane, or None: (kind, settings, tensors).
+        gate: the fitted rule stored with the membrane, or None.
     """
 
     concept: Concept
     encoded: tuple[EncodedPrompt, ...]
     empty: EncodedPrompt
-    gate: object | None = None
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)

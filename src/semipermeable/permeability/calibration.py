@@ -1,0 +1,297 @@
+"""Fitting a gate to one concept and one text encoder, and the frozen result.
+
+Negatives are dealt into folds by subject, and every fold's probe is fitted without its subjects and without its templates. So each
+negative is scored by a probe that never saw its subject, each positive by one that never saw its template. The threshold lies
+above every such held-out negative by a margin, a fixed part of the way to the typical held-out positive; the probe stored is
+fitted on everything.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from semipermeable.concept import Concept
+from semipermeable.errors import CalibrationError
+from semipermeable.permeability.decisions import EncodedPrompt, Json
+from semipermeable.permeability.probe import Probe, fit_probe
+from semipermeable.permeability.prompts import Example, covered
+from semipermeable.permeability.vocabulary import COMPOUNDS
+from semipermeable.permeability.words import find, forms, is_slip, split
+
+__all__ = ["Calibration", "Encode", "fit"]
+
+Encode: TypeAlias = Callable[[Sequence[str]], Sequence[EncodedPrompt]]
+
+_VERSION = 1
+_FOLDS = 3
+_MARGIN = 0.25
+"""Part of the way from the highest held-out negative to the median held-out positive; see docs/gate.md."""
+_MIN_EACH = 6
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibration:
+    """A gate fitted to one concept on one text encoder.
+
+    Args:
+        weight: w of the probe, shape (dim,), fp32.
+        bias: b of the probe.
+        threshold: the probe opens at or above it; None: held-out negatives and positives overlap, the probe never opens.
+        keep: phrases that contain a name and mean something else.
+        known: words that look like a misspelt name but are words.
+        encoder_hash: SHA-256 of the text encoder's weights.
+        num_positives: number of prompts about the concept.
+        num_negatives: number of prompts about other things.
+        held_out_open_rate: share of positives that their held-out probe opens at the threshold, in [0, 1].
+        held_out_false_open_rate: the same of negatives; 0 by construction.
+
+    Raises:
+        CalibrationError: if a field is of the wrong type, not finite, or out of range.
+    """
+
+    weight: Tensor
+    bias: float
+    threshold: float | None
+    keep: tuple[str, ...]
+    known: tuple[str, ...]
+    encoder_hash: str
+    num_positives: int
+    num_negatives: int
+    held_out_open_rate: float
+    held_out_false_open_rate: float
+
+    def __post_init__(self) -> None:
+        if self.weight.dim() != 1 or not self.weight.is_floating_point() or not bool(torch.isfinite(self.weight).all()):
+            raise CalibrationError(
+                f"gate tensor 'weight' must be finite floating point of shape (dim,), found {self.weight.dtype} "
+                f"of shape {tuple(self.weight.shape)}; fit the gate again"
+            )
+        object.__setattr__(self, "weight", self.weight.detach().to("cpu", torch.float32).clone())
+
+    @property
+    def probe(self) -> Probe:
+        """The linear probe."""
+        return Probe(self.weight.double(), self.bias)
+
+    def to_parts(self) -> tuple[dict[str, Json], dict[str, Tensor]]:
+        """Return settings (JSON data) and tensors, to be stored with a membrane under the kind "transport"."""
+        settings: dict[str, Json] = {
+            "version": _VERSION,
+            "bias": self.bias,
+            "threshold": self.threshold,
+            "keep": list(self.keep),
+            "known": list(self.known),
+            "encoder_hash": self.encoder_hash,
+            "num_positives": self.num_positives,
+            "num_negatives": self.num_negatives,
+            "held_out_open_rate": self.held_out_open_rate,
+            "held_out_false_open_rate": self.held_out_false_open_rate,
+        }
+        return settings, {"weight": self.weight.clone()}
+
+    @classmethod
+    def from_parts(cls, settings: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> "Calibration":
+        """Read what `to_parts` wrote.
+
+        Raises:
+            CalibrationError: if the version is not known, or a key is missing, of the wrong type or not known.
+        """
+        if settings.get("version") != _VERSION:
+            raise CalibrationError(
+                f"gate setting 'version' is {settings.get('version')!r}, this package reads {_VERSION}; fit the gate again"
+            )
+        expected = {field for field in cls.__dataclass_fields__ if field != "weight"} | {"version"}
+        odd = sorted(expected ^ set(settings))
+        if odd or set(tensors) != {"weight"}:
+            what = f"setting {odd[0]!r}" if odd else f"tensors {sorted(tensors)}, expected ['weight']:"
+            raise CalibrationError(f"gate {what} is missing or not known; fit the gate again")
+        threshold = settings["threshold"]
+        return cls(
+            weight=tensors["weight"],
+            bias=_number(settings, "bias"),
+            threshold=None if threshold is None else _number(settings, "threshold"),
+            keep=_texts(settings, "keep"),
+            known=_texts(settings, "known"),
+            encoder_hash=_text(settings, "encoder_hash"),
+            num_positives=_count(settings, "num_positives"),
+            num_negatives=_count(settings, "num_negatives"),
+            held_out_open_rate=_rate(settings, "held_out_open_rate"),
+            held_out_false_open_rate=_rate(settings, "held_out_false_open_rate"),
+        )
+
+
+def _wrong(key: str, value: object, expected: str) -> CalibrationError:
+    return CalibrationError(f"gate setting {key!r} must be {expected}, found {value!r}; fit the gate again")
+
+
+def _number(settings: Mapping[str, Json], key: str) -> float:
+    value = settings[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(key, value, "a finite number")
+    return float(value)
+
+
+def _rate(settings: Mapping[str, Json], key: str) -> float:
+    value = _number(settings, key)
+    if not 0.0 <= value <= 1.0:
+        raise _wrong(key, value, "a number in [0, 1]")
+    return value
+
+
+def _count(settings: Mapping[str, Json], key: str) -> int:
+    value = settings[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(key, value, "a whole number, at least 0")
+    return value
+
+
+def _text(settings: Mapping[str, Json], key: str) -> str:
+    value = settings[key]
+    if not isinstance(value, str):
+        raise _wrong(key, value, "text")
+    return value
+
+
+def _texts(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
+    value = settings[key]
+    if not isinstance(value, list):
+        raise _wrong(key, value, "a list of texts")
+    texts = tuple(entry for entry in value if isinstance(entry, str))
+    if len(texts) != len(value):
+        raise _wrong(key, value, "a list of texts")
+    return texts
+
+
+def fit(
+    concept: Concept,
+    encode: Encode,
+    *,
+    positives: Sequence[Example],
+    negatives: Sequence[Example],
+    encoder_hash: str,
+    generator: torch.Generator,
+) -> Calibration:
+    """Fit the gate of one concept.
+
+    Args:
+        concept: what the gate opens for.
+        encode: the text encoder, e.g. `host.encode`.
+        positives: prompts about the concept, e.g. `prompts.wordings(concept)`.
+        negatives: prompts about other things, e.g. `prompts.negatives(concept, vocabulary)`.
+        encoder_hash: SHA-256 of the text encoder's weights.
+        generator: CPU generator that deals subjects and templates into folds.
+
+    Raises:
+        CalibrationError: if a side has too few prompts, subjects or templates, or a negative means the concept.
+    """
+    keep = _phrases_to_keep(concept, negatives)
+    _check(concept, positives, negatives, keep)
+    names = list(encode(list(concept.names)))
+    opens, others = _encode(encode, positives), _encode(encode, negatives)
+    pinned = {phrase.casefold() for phrase in (*keep, *concept.keep)}
+    high, low = _held_out_scores(positives, opens, negatives, others, names, pinned, generator)
+    probe = fit_probe(opens, others, names)
+    ceiling = max(*low, *(probe.score(prompt) for prompt in others))
+    gap = median(high) - ceiling
+    threshold = ceiling + _MARGIN * gap if gap > 0 else None
+    opened = [threshold is not None and score >= threshold for score in high]
+    false_opened = [threshold is not None and score >= threshold for score in low]
+    return Calibration(
+        weight=probe.weight,
+        bias=probe.bias,
+        threshold=threshold,
+        keep=keep,
+        known=_known(concept, negatives),
+        encoder_hash=encoder_hash,
+        num_positives=len(positives),
+        num_negatives=len(negatives),
+        held_out_open_rate=sum(opened) / len(opened),
+        held_out_false_open_rate=sum(false_opened) / len(false_opened),
+    )
+
+
+def _encode(encode: Encode, examples: Sequence[Example]) -> list[EncodedPrompt]:
+    texts = [example.text for example in examples]
+    return [row for start in range(0, len(texts), _BATCH) for row in encode(texts[start : start + _BATCH])]
+
+
+def _phrases_to_keep(concept: Concept, negatives: Sequence[Example]) -> tuple[str, ...]:
+    """Subjects of negatives that contain a name: "cat face" beside "cat"."""
+    subjects = dict.fromkeys(example.subject for example in negatives if example.subject != example.text)
+    subjects.update(dict.fromkeys(e.subject for e in negatives if e.subject == e.text and e.template != e.text))
+    inside = [s for s in subjects if any(find(name, split(s), known=None) for name in concept.names)]
+    return tuple(sorted(phrase for phrase in inside if len(split(phrase)) > 1))
+
+
+def _known(concept: Concept, negatives: Sequence[Example]) -> tuple[str, ...]:
+    """Words of the negatives that a misspelt name could be taken for."""
+    targets = {word.text for name in concept.names for word in split(name)}
+    words = {word.text for example in negatives for word in split(example.text)}
+    return tuple(sorted(w for w in words if any(is_slip(form, target) for form in forms(w) for target in targets)))
+
+
+def _check(concept: Concept, positives: Sequence[Example], negatives: Sequence[Example], keep: Sequence[str]) -> None:
+    for side, examples in (("positives", positives), ("negatives", negatives)):
+        templates = {example.template for example in examples}
+        if len(examples) < _MIN_EACH or len(templates) < _FOLDS:
+            raise CalibrationError(
+                f"calibrating {concept.name!r} takes at least {_MIN_EACH} {side} of {_FOLDS} templates, found "
+                f"{len(examples)} of {len(templates)}; prompts.wordings and prompts.negatives write them"
+            )
+    for example in negatives:
+        for name in concept.names:
+            for span in find(name, split(example.text), known=None):
+                if not covered(span, example.text, (*keep, *concept.keep, *COMPOUNDS)):
+                    raise CalibrationError(
+                        f"the negative {example.text!r} names the concept ({name!r}); remove it, or name what it shows "
+                        "in the concept's `keep`"
+                    )
+
+
+def _deal(keys: Sequence[str], generator: torch.Generator) -> dict[str, int]:
+    """Deal distinct keys into folds at random."""
+    distinct = sorted(set(keys))
+    order = torch.randperm(len(distinct), generator=generator).tolist()
+    return {distinct[index]: place % _FOLDS for place, index in enumerate(order)}
+
+
+def _held_out_scores(
+    positives: Sequence[Example],
+    opens: Sequence[EncodedPrompt],
+    negatives: Sequence[Example],
+    others: Sequence[EncodedPrompt],
+    names: Sequence[EncodedPrompt],
+    pinned: set[str],
+    generator: torch.Generator,
+) -> tuple[list[float], list[float]]:
+    """Score every positive by a probe that never saw its template, every negative by one that never saw its subject.
+
+    Subjects in `pinned` (phrases that contain a name) are the one thing a probe must see; of them templates are held out.
+    """
+    template = _deal([example.template for example in (*positives, *negatives)], generator)
+    subject = _deal([example.subject for example in negatives], generator)
+    folds = [template[e.template] if e.subject.casefold() in pinned else subject[e.subject] for e in negatives]
+    high: list[float] = []
+    low: list[float] = []
+    for fold in range(_FOLDS):
+        seen = [p for e, p in zip(positives, opens, strict=True) if template[e.template] != fold]
+        unseen = [p for e, p in zip(positives, opens, strict=True) if template[e.template] == fold]
+        apart = [
+            p
+            for e, p, own in zip(negatives, others, folds, strict=True)
+            if own != fold and template[e.template] != fold
+        ]
+        if not seen or not apart:
+            continue
+        probe = fit_probe(seen, apart, names)
+        high.extend(probe.score(p) for p in unseen)
+        low.extend(probe.score(p) for p, own in zip(others, folds, strict=True) if own == fold)
+    if not high or not low:
+        raise CalibrationError("too few templates to hold some out; pass positives and negatives of more templates")
+    return high, low

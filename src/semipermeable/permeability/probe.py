@@ -1,0 +1,115 @@
+"""A small linear probe on a text encoder's token states: does any token of this prompt carry the concept?
+
+`s(p) = max_t (w · h_t + b)` over the prompt's own tokens and the one after them (EOS), h_t the state of token t. w is a
+regularised logistic regression, found by a fixed number of Newton steps in float64, hence deterministic: positives are the tokens that carry the name, one per
+prompt (where the name's tokens are not found, the token that scores best so far), negatives are all tokens of all other prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semipermeable.permeability.decisions import EncodedPrompt
+
+__all__ = ["Probe", "fit_probe", "own_states", "token_spans"]
+
+_DECAY = 1e-3
+_NEWTON_STEPS = 6
+_ROUNDS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear score of token states.
+
+    Args:
+        weight: w, shape (dim,), float64.
+        bias: b.
+    """
+
+    weight: Tensor
+    bias: float
+
+    def score(self, prompt: EncodedPrompt) -> float:
+        """Return the largest token score of a prompt."""
+        return float((own_states(prompt) @ self.weight).max()) + self.bias
+
+
+def own_states(prompt: EncodedPrompt) -> Tensor:
+    """Return the states of a prompt's own tokens and the one after them, shape (tokens, dim), float64."""
+    end = prompt.first + len(prompt.token_ids) + 1
+    return prompt.states[prompt.first : end].double()
+
+
+def token_spans(prompt: EncodedPrompt, name: EncodedPrompt) -> list[tuple[int, int]]:
+    """Return where a name's tokens stand in a prompt, in one piece and at word borders, as [start, end)."""
+    wanted, length = name.token_ids, len(name.token_ids)
+    starts = range(len(prompt.token_ids) - length + 1) if length else ()
+    return [
+        (i, i + length)
+        for i in starts
+        if prompt.token_ids[i : i + length] == wanted
+        and _at_border(prompt.tokens, i)
+        and _at_border(prompt.tokens, i + length)
+    ]
+
+
+def _at_border(tokens: Sequence[str], index: int) -> bool:
+    """Whether a word begins at a token, by the marks of CLIP (</w>), GPT (Ġ) and SentencePiece (▁) vocabularies."""
+    if index in (0, len(tokens)):
+        return True
+    if any(token.endswith("</w>") for token in tokens):
+        return tokens[index - 1].endswith("</w>")
+    if any(token.startswith(("▁", "Ġ")) for token in tokens):
+        return tokens[index].startswith(("▁", "Ġ"))
+    return True
+
+
+def fit_probe(
+    positives: Sequence[EncodedPrompt], negatives: Sequence[EncodedPrompt], names: Sequence[EncodedPrompt]
+) -> Probe:
+    """Fit a probe.
+
+    Args:
+        positives: prompts about the concept.
+        negatives: prompts about other things.
+        names: the concept's names, to find its tokens.
+    """
+    elsewhere = torch.cat([own_states(prompt) for prompt in negatives])
+    states = [own_states(prompt) for prompt in positives]
+    places: list[int | None] = []
+    for prompt in positives:
+        ends = [end - 1 for name in names for _, end in token_spans(prompt, name)]
+        places.append(max(ends) if ends else None)
+    known = [h[place] for h, place in zip(states, places, strict=True) if place is not None]
+    carriers = torch.stack(known) if known else torch.stack([h[-1] for h in states])
+    probe = _logistic(carriers, elsewhere)
+    for _ in range(_ROUNDS if any(place is None for place in places) else 0):
+        chosen = [
+            h[place] if place is not None else h[int((h @ probe.weight).argmax())]
+            for h, place in zip(states, places, strict=True)
+        ]
+        probe = _logistic(torch.stack(chosen), elsewhere)
+    return probe
+
+
+def _logistic(positive: Tensor, negative: Tensor) -> Probe:
+    """Newton's method on the class-balanced, L2-regularised logistic loss of centred and scaled states."""
+    x = torch.cat([positive, negative])
+    y = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
+    balance = torch.where(y > 0, 0.5 / len(positive), 0.5 / len(negative))
+    centre = negative.mean(0)
+    scale = (negative - centre).square().mean().sqrt().clamp_min(1e-12)
+    x = torch.cat([(x - centre) / scale, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    ridge = torch.full((x.shape[1],), _DECAY, dtype=x.dtype)
+    ridge[-1] = 1e-9
+    w = torch.zeros(x.shape[1], dtype=x.dtype)
+    for _ in range(_NEWTON_STEPS):
+        p = torch.sigmoid(x @ w)
+        gradient = x.T @ (balance * (p - y)) + ridge * w
+        hessian = (x * (balance * p * (1 - p)).unsqueeze(1)).T @ x + torch.diag(ridge)
+        w = w - torch.linalg.solve(hessian, gradient)
+    weight = w[:-1] / scale
+    return Probe(weight, float(w[-1] - weight @ centre))

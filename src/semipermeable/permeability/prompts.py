@@ -1,0 +1,179 @@
+"""Prompts to calibrate a gate with: a concept in many wordings, and everything else in the same wordings.
+
+Both sides share their templates, so that a probe fitted on them must look at the subject. Every example says which subject and
+which template it came from, so that whole subjects and whole templates can be held out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from semipermeable.concept import Concept
+from semipermeable.errors import CalibrationError
+from semipermeable.permeability.vocabulary import COMPOUNDS, NOUNS, STYLES
+from semipermeable.permeability.words import Span, find, forms, split
+
+__all__ = ["Example", "Kind", "covered", "kind_of", "negatives", "wordings"]
+
+Kind = Literal["object", "style"]
+
+_OBJECT = (
+    "{x}", "{a_x}", "an icon of {a_x}", "{a_s} icon of {a_x}", "{a_s} picture of {a_x}", "{a_x}, {s} style", "{a_x} in {s} style",
+    "a photo of {a_x}", "two {xs}", "{a_x} and {a_y}", "{a_y} next to {a_x}", "a small red {x} on a table", "{a_x} sitting on a sofa",
+    "{a_s} drawing of the {x}, highly detailed", "many {xs} in {s} style", "{x} {x}",
+    "a very detailed {s} illustration on a plain white background that shows {a_x}",
+)  # fmt: skip
+_STYLE = (
+    "{x}", "{a_x} icon", "{a_x} icon of {a_y}", "{a_x} picture of {a_y}", "{a_y}, {x} style", "{a_y} in {x} style", "in {x} style",
+    "an icon of {a_y}, {x}", "{a_y} drawn as {x}", "{x} {y}", "{x} art of {a_y}", "two {y} icons in {x} style", "{x} style {y} and tree",
+    "a very detailed picture on a plain white background of {a_y}, {x} style", "{x} {x} {y}",
+)  # fmt: skip
+_COMPANIONS = ("tree", "house", "ball", "chair", "key", "fish", "car", "star")
+_PAINTS = ("neon", "3d", "flat", "pencil sketch", "blueprint", "watercolour", "pixel art")
+_BARE = ("an icon", "a picture", "{a_s} icon", "{a_s} picture of an animal", "something in {s} style")
+_CAPTION_STARTS = ("a", "an", "the", "two", "in")
+_PER_SUBJECT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with its origin.
+
+    Args:
+        text: the prompt.
+        subject: the phrase it is about, e.g. "cat face".
+        template: the template that it was written with; examples of one template are held out together.
+    """
+
+    text: str
+    subject: str
+    template: str
+
+
+def kind_of(concept: Concept) -> Kind:
+    """Return "style" if a name of the concept is a style of the built-in list or ends in "style", else "object"."""
+    names = [name.casefold() for name in concept.names]
+    return "style" if any(name in STYLES or name.endswith(" style") for name in names) else "object"
+
+
+def _an(phrase: str) -> str:
+    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
+
+
+def _plural(phrase: str) -> str:
+    if phrase.endswith("s") and phrase[:-1] in forms(phrase):
+        return phrase
+    if phrase.endswith(("s", "x", "z", "ch", "sh")):
+        return phrase + "es"
+    if phrase.endswith("y") and phrase[-2:-1] not in "aeiou":
+        return phrase[:-1] + "ies"
+    return phrase + "s"
+
+
+def _write(template: str, subject: str, companion: str, paint: str) -> str:
+    return template.format(
+        x=subject, a_x=_an(subject), xs=_plural(subject), y=companion, a_y=_an(companion), s=paint, a_s=_an(paint)
+    )
+
+
+def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
+    """Return the concept's names in every template, with plurals, and each name misspelt, in capitals and hyphenated.
+
+    Args:
+        concept: what the prompts are about.
+        kind: "object" or "style"; None asks `kind_of`.
+    """
+    kind = kind or kind_of(concept)
+    templates = _OBJECT if kind == "object" else _STYLE
+    companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
+    paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    examples: list[Example] = []
+    for row, name in enumerate(concept.names):
+        for column, template in enumerate(templates):
+            companion, paint = companions[(row + column) % len(companions)], paints[(row + column) % len(paints)]
+            examples.append(Example(_write(template, name, companion, paint), name, template))
+        plain = templates[3] if kind == "object" else templates[2]
+        changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
+        for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
+            examples.append(Example(_write(plain, form, companions[number], paints[number]), name, f"changed {number}"))
+    return examples
+
+
+def _slip(name: str) -> str:
+    """Double the second letter of the longest word: a slip that makes no other word."""
+    longest = max(name.split(), key=len)
+    if len(longest) < 3 or not longest.isalpha():
+        return name
+    return name.replace(longest, longest[:2] + longest[1:], 1)
+
+
+def _mentions(concept: Concept, text: str) -> bool:
+    words = split(text)
+    return any(find(name, words, known=None) for name in concept.names)
+
+
+def covered(span: Span, words_of: str, keep: Sequence[str]) -> bool:
+    """Whether a name's place in a text lies inside a longer phrase to keep."""
+    words = split(words_of)
+    for phrase in keep:
+        for longer in find(phrase, words, known=None, across=False):
+            outside = longer.start <= span.start and span.end <= longer.end
+            if outside and (longer.end - longer.start > span.end - span.start or len(phrase.split()) > 1):
+                return True
+    return False
+
+
+def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | None = None) -> list[Example]:
+    """Return prompts about anything else: other subjects in the templates of `wordings`, other captions as they are.
+
+    Args:
+        concept: what must not be meant; entries of `vocabulary` that mean it are skipped, "cat face" is kept beside "cat".
+        vocabulary: names of other objects and styles, or whole captions; () takes the built-in English nouns and styles.
+        kind: "object" or "style" concept; None asks `kind_of`.
+
+    Raises:
+        CalibrationError: if nothing is left.
+    """
+    kind = kind or kind_of(concept)
+    given = list(
+        dict.fromkeys(" ".join(entry.split()) for entry in (*concept.keep, *(vocabulary or (*NOUNS, *STYLES))))
+    )
+    phrases = [entry for entry in given if entry and not _is_caption(entry) and not _means(concept, entry)]
+    keep = [*phrases, *COMPOUNDS]
+    captions = [entry for entry in given if _is_caption(entry) and not _opens(concept, entry, keep)]
+    companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
+    paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    examples = [Example(caption, caption, caption) for caption in captions]
+    for row, subject in enumerate(phrases):
+        templates = _STYLE if subject.casefold() in STYLES else _OBJECT
+        near = subject in concept.keep or _mentions(concept, subject)
+        for step in range(len(templates) if near else _PER_SUBJECT):
+            template = templates[(row * 3 + step * (1 if near else 7)) % len(templates)]
+            companion, paint = companions[(row + step) % len(companions)], paints[(row + step) % len(paints)]
+            examples.append(Example(_write(template, subject, companion, paint), subject, template))
+    for row, template in enumerate(_BARE):
+        for paint in (
+            paints[: 4 if kind == "object" else None] if "_s}" in template or "{s}" in template else paints[:1]
+        ):
+            examples.append(Example(_write(template, "", companions[row], paint), template, template))
+    if not (captions or phrases):
+        raise CalibrationError(
+            f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of the vocabulary mean it; "
+            "pass names of other things"
+        )
+    return list(dict.fromkeys(examples))
+
+
+def _is_caption(entry: str) -> bool:
+    words = entry.casefold().split()
+    return len(words) > 3 or (len(words) > 1 and words[0] in _CAPTION_STARTS)
+
+
+def _means(concept: Concept, phrase: str) -> bool:
+    size = len(split(phrase))
+    return any(span == Span(0, size) for name in concept.names for span in find(name, split(phrase), known=None))
+
+
+def _opens(concept: Concept, caption: str, keep: Sequence[str]) -> bool:
+    words = split(caption)
+    return any(not covered(span, caption, keep) for name in concept.names for span in find(name, words, known=None))

@@ -1,0 +1,118 @@
+"""The default permeability: 1 on the concept and its aliases in any wording, exactly 0 elsewhere.
+
+A prompt opens if one of the concept's names stands in it, by tokens or by words (`words.find`), outside every longer phrase
+to keep: "cat face" is not "cat". Where no name stands in it, a fitted probe on the text encoder's states decides; without a
+calibration the names alone do. The empty prompt is always closed. γ is 0 or 1, nothing between: a half-open membrane draws
+half-erased things and moves pictures it should leave alone.
+
+Only what the denoiser can see counts: where a prompt fills the encoder's window, words beyond it are not looked at.
+"""
+
+from collections.abc import Sequence
+
+from semipermeable.errors import CalibrationError
+from semipermeable.permeability.calibration import Calibration
+from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept
+from semipermeable.permeability.probe import token_spans
+from semipermeable.permeability.prompts import covered
+from semipermeable.permeability.vocabulary import COMPOUNDS, known_words
+from semipermeable.permeability.words import find, found_as_text, split
+
+__all__ = ["Transport", "visible"]
+
+
+class Transport:
+    """The calibrated rule. It holds no setting of its own: what was fitted is stored with each membrane."""
+
+    def __init__(self) -> None:
+        self._known = known_words()
+
+    def decide(self, prompts: Sequence[EncodedPrompt], concept: GatedConcept) -> list[Decision]:
+        """Return γ, exactly 0 or exactly 1, for every prompt.
+
+        Raises:
+            CalibrationError: if the stored gate is of another kind, damaged, or made for another width of text states.
+        """
+        calibration = _calibration_of(concept.gate)
+        return [self._one(prompt, concept, calibration) for prompt in prompts]
+
+    def __repr__(self) -> str:
+        return "Transport()"
+
+    def _one(self, prompt: EncodedPrompt, concept: GatedConcept, calibration: Calibration | None) -> Decision:
+        if not prompt.text.strip() or not prompt.token_ids:
+            return Decision(0.0, "empty prompt")
+        text = visible(prompt)
+        words = split(text)
+        keep = (*concept.concept.keep, *(calibration.keep if calibration else ()), *COMPOUNDS)
+        known = self._known.union(calibration.known if calibration else (), _whole_tokens(prompt))
+        kept: list[str] = []
+        for name, encoded in zip(concept.concept.names, concept.encoded, strict=True):
+            for span in find(name, words, known=known):
+                shown = " ".join(word.text for word in words[span.start : span.end])
+                if not covered(span, text, keep):
+                    how = f"misspelt name {name!r}: {shown!r}" if span.mended else f"name found: {name!r}"
+                    return Decision(1.0, how, matched=(shown,))
+                kept.append(shown)
+            if not kept and (found_as_text(name, text) or (not words and token_spans(prompt, encoded))):
+                return Decision(1.0, f"name found: {name!r}", matched=(name,))
+        kept += [phrase for phrase in concept.concept.keep if find(phrase, words, known=None, across=False)]
+        if kept:
+            return Decision(0.0, f"inside a phrase to keep: {kept[0]!r}", matched=tuple(kept))
+        return _by_probe(prompt, calibration)
+
+
+def _calibration_of(gate: Gate | None) -> Calibration | None:
+    if gate is None:
+        return None
+    if gate.kind != "transport":
+        raise CalibrationError(
+            f"the membrane's gate is of kind {gate.kind!r}, the rule 'transport' reads kind 'transport' only; "
+            "calibrate the membrane again or choose another permeability"
+        )
+    return Calibration.from_parts(gate.settings, gate.tensors)
+
+
+def _by_probe(prompt: EncodedPrompt, calibration: Calibration | None) -> Decision:
+    if calibration is None:
+        return Decision(0.0, "no name found (not calibrated)")
+    if calibration.threshold is None:
+        return Decision(0.0, "no name found (probe off: it could not tell the concept apart)")
+    dim = prompt.states.shape[-1]
+    if calibration.weight.shape[0] != dim:
+        raise CalibrationError(
+            f"the stored gate was fitted on text states of width {calibration.weight.shape[0]}, this text encoder gives "
+            f"{dim}; it belongs to another model: calibrate again"
+        )
+    score, threshold = calibration.probe.score(prompt), calibration.threshold
+    opens = score >= threshold
+    reason = f"no name found; probe {score:.2f} {'reaches' if opens else 'below'} {threshold:.2f}"
+    return Decision(1.0 if opens else 0.0, reason, similarity=score, threshold=threshold)
+
+
+def _whole_tokens(prompt: EncodedPrompt) -> set[str]:
+    """Words that are one token of their own: the encoder knows them, so they are no slips."""
+    tokens = prompt.tokens
+    whole = {
+        token.removesuffix("</w>") for i, token in enumerate(tokens) if token.endswith("</w>") and _begins(tokens, i)
+    }
+    return whole
+
+
+def _begins(tokens: Sequence[str], index: int) -> bool:
+    return index == 0 or tokens[index - 1].endswith("</w>")
+
+
+def visible(prompt: EncodedPrompt) -> str:
+    """Return the part of a prompt that its tokens cover, to the end of a word: all of it unless the window is full."""
+    room = prompt.states.shape[0] - prompt.first - 1
+    if len(prompt.token_ids) < room:
+        return prompt.text
+    left = sum(len(token.removesuffix("</w>").replace("▁", "").replace("Ġ", "")) for token in prompt.tokens)
+    for index, character in enumerate(prompt.text):
+        if character.isspace():
+            if left <= 0:
+                return prompt.text[:index]
+            continue
+        left -= len(character.encode())
+    return prompt.text
