@@ -1,4 +1,4 @@
-"""Permeability: how strongly a membrane acts on a prompt (facilitated transport, and rules that go beyond the paper)."""
+"""Permeability: how strongly a membrane acts on a prompt (facilitated transport, and what goes beyond it)."""
 
 from semipermeable.permeability.calibration import Calibration, fit
 from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept, Permeability

@@ -1,9 +1,13 @@
 """Fitting a gate to one concept and one text encoder, and the frozen result.
 
-Negatives are dealt into folds by subject, and every fold's probe is fitted without its subjects and without its templates. So each
-negative is scored by a probe that never saw its subject, each positive by one that never saw its template. The threshold lies
-above every such held-out negative by a margin, a fixed part of the way to the typical held-out positive; the probe stored is
-fitted on everything.
+Negatives are dealt into folds by subject, and every fold's probe is fitted without its subjects and without its
+templates. So each negative is scored by a probe that never saw its subject, each positive by one that never saw its
+template. The threshold lies above every such held-out negative, and above every negative for the probe that is
+stored (fitted on everything), by a margin. A probe that would then open no held-out positive is off, and the names
+alone decide.
+
+Negatives that contain a name ("cat face" beside "cat") are left to the phrases to keep: in a causal text encoder the
+token "cat" has the same state in both, so no probe could tell them apart there.
 """
 
 import math
@@ -19,7 +23,7 @@ from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.decisions import EncodedPrompt, Json
 from semipermeable.permeability.probe import Probe, fit_probe
-from semipermeable.permeability.prompts import Example, covered
+from semipermeable.permeability.prompts import Example, covered, plural
 from semipermeable.permeability.vocabulary import COMPOUNDS
 from semipermeable.permeability.words import find, forms, is_slip, split
 
@@ -30,7 +34,9 @@ Encode: TypeAlias = Callable[[Sequence[str]], Sequence[EncodedPrompt]]
 _VERSION = 1
 _FOLDS = 3
 _MARGIN = 0.25
-"""Part of the way from the highest held-out negative to the median held-out positive; see docs/gate.md."""
+"""Part of the way from the highest held-out negative to the median held-out positive."""
+_MIN_MARGIN = 1.0
+"""Least distance above the highest held-out negative, in log-odds; see docs/gate.md for what the margins give."""
 _MIN_EACH = 6
 _BATCH = 64
 
@@ -42,7 +48,7 @@ class Calibration:
     Args:
         weight: w of the probe, shape (dim,), fp32.
         bias: b of the probe.
-        threshold: the probe opens at or above it; None: held-out negatives and positives overlap, the probe never opens.
+        threshold: the probe opens at or above it; None: it would open no held-out positive and is off.
         keep: phrases that contain a name and mean something else.
         known: words that look like a misspelt name but are words.
         encoder_hash: SHA-256 of the text encoder's weights.
@@ -104,7 +110,7 @@ class Calibration:
         """
         if settings.get("version") != _VERSION:
             raise CalibrationError(
-                f"gate setting 'version' is {settings.get('version')!r}, this package reads {_VERSION}; fit the gate again"
+                f"gate setting 'version' is {settings.get('version')!r}, this package reads {_VERSION}; fit it again"
             )
         expected = {field for field in cls.__dataclass_fields__ if field != "weight"} | {"version"}
         odd = sorted(expected ^ set(settings))
@@ -192,20 +198,23 @@ def fit(
     """
     keep = _phrases_to_keep(concept, negatives)
     _check(concept, positives, negatives, keep)
-    names = list(encode(list(concept.names)))
-    opens, others = _encode(encode, positives), _encode(encode, negatives)
-    pinned = {phrase.casefold() for phrase in (*keep, *concept.keep)}
-    high, low = _held_out_scores(positives, opens, negatives, others, names, pinned, generator)
+    names = list(encode([form for name in concept.names for form in dict.fromkeys((name, plural(name)))]))
+    apart = [e for e in negatives if not any(find(name, split(e.text), known=None) for name in concept.names)]
+    opens, others = _encode(encode, positives), _encode(encode, apart)
+    high, low = _held_out_scores(positives, opens, apart, others, names, generator)
     probe = fit_probe(opens, others, names)
+    if probe is None:
+        raise CalibrationError(
+            f"no positive contains the tokens of {' or '.join(map(repr, concept.names))}; prompts.wordings writes some"
+        )
     ceiling = max(*low, *(probe.score(prompt) for prompt in others))
-    gap = median(high) - ceiling
-    threshold = ceiling + _MARGIN * gap if gap > 0 else None
-    opened = [threshold is not None and score >= threshold for score in high]
-    false_opened = [threshold is not None and score >= threshold for score in low]
+    threshold = ceiling + max(_MIN_MARGIN, _MARGIN * (median(high) - ceiling))
+    opened = [score >= threshold for score in high]
+    false_opened = [score >= threshold for score in low]
     return Calibration(
         weight=probe.weight,
         bias=probe.bias,
-        threshold=threshold,
+        threshold=threshold if any(opened) else None,
         keep=keep,
         known=_known(concept, negatives),
         encoder_hash=encoder_hash,
@@ -267,31 +276,25 @@ def _held_out_scores(
     negatives: Sequence[Example],
     others: Sequence[EncodedPrompt],
     names: Sequence[EncodedPrompt],
-    pinned: set[str],
     generator: torch.Generator,
 ) -> tuple[list[float], list[float]]:
-    """Score every positive by a probe that never saw its template, every negative by one that never saw its subject.
-
-    Subjects in `pinned` (phrases that contain a name) are the one thing a probe must see; of them templates are held out.
-    """
+    """Score every positive by a probe that never saw its template, every negative by one that never saw its subject."""
     template = _deal([example.template for example in (*positives, *negatives)], generator)
     subject = _deal([example.subject for example in negatives], generator)
-    folds = [template[e.template] if e.subject.casefold() in pinned else subject[e.subject] for e in negatives]
     high: list[float] = []
     low: list[float] = []
     for fold in range(_FOLDS):
         seen = [p for e, p in zip(positives, opens, strict=True) if template[e.template] != fold]
-        unseen = [p for e, p in zip(positives, opens, strict=True) if template[e.template] == fold]
         apart = [
             p
-            for e, p, own in zip(negatives, others, folds, strict=True)
-            if own != fold and template[e.template] != fold
+            for e, p in zip(negatives, others, strict=True)
+            if subject[e.subject] != fold and template[e.template] != fold
         ]
-        if not seen or not apart:
+        probe = fit_probe(seen, apart, names) if seen and apart else None
+        if probe is None:
             continue
-        probe = fit_probe(seen, apart, names)
-        high.extend(probe.score(p) for p in unseen)
-        low.extend(probe.score(p) for p, own in zip(others, folds, strict=True) if own == fold)
+        high.extend(probe.score(p) for e, p in zip(positives, opens, strict=True) if template[e.template] == fold)
+        low.extend(probe.score(p) for e, p in zip(negatives, others, strict=True) if subject[e.subject] == fold)
     if not high or not low:
         raise CalibrationError("too few templates to hold some out; pass positives and negatives of more templates")
     return high, low

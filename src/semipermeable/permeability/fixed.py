@@ -1,8 +1,7 @@
 """Permeabilities that do not look at the prompt, and the reading of `permeability=`."""
 
 import math
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 
 from semipermeable.errors import PermeabilityError, closest
 from semipermeable.permeability.decisions import Decision, EncodedPrompt, GatedConcept, Permeability
@@ -13,7 +12,7 @@ __all__ = ["Constant", "PerConcept", "resolve"]
 
 
 def _checked(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise PermeabilityError(f"{where} must be a number in [0, 1], found {value!r}")
     gamma = float(value)
     if not math.isfinite(gamma) or gamma < 0.0:
@@ -80,11 +79,11 @@ class PerConcept:
         return f"PerConcept({{{gammas}}})"
 
 
-_NAMED: Mapping[str, type[Transport] | type[PaperTransport] | float] = {
+_NAMED: Mapping[str, Callable[[], Permeability]] = {
     "transport": Transport,
     "paper": PaperTransport,
-    "open": 1.0,
-    "closed": 0.0,
+    "open": lambda: Constant(1.0),
+    "closed": lambda: Constant(0.0),
 }
 
 
@@ -101,13 +100,12 @@ def resolve(spec: str | float | Mapping[str, float] | Permeability) -> Permeabil
     if isinstance(spec, str):
         if spec not in _NAMED:
             raise PermeabilityError(closest(spec, _NAMED, what="permeability"))
-        rule = _NAMED[spec]
-        return Constant(rule) if isinstance(rule, float) else rule()
+        return _NAMED[spec]()
     if isinstance(spec, Mapping):
         return PerConcept(spec)
     if isinstance(spec, Permeability) and not isinstance(spec, type):
         return spec
-    if isinstance(spec, Real) and not isinstance(spec, bool):
+    if isinstance(spec, int | float) and not isinstance(spec, bool):
         return Constant(spec)
     raise PermeabilityError(
         f"permeability is {spec!r}; give one of {', '.join(map(repr, _NAMED))}, a number in [0, 1], a mapping from "

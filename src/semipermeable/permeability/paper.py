@@ -1,9 +1,9 @@
 """Facilitated transport exactly as in the paper (arXiv 2312.16145, Eq. 10 and 11).
 
-`γ(c, p) = max(cos(T(c), T(p)), |tokens(c) ∩ tokens(p)| / |tokens(c)|)`, clipped to [0, 1], T the text encoding. It is decided per
-prompt, and for a concept with aliases the largest γ over its names counts. T is by default the whole conditioning the
-denoiser receives, flattened, BOS, EOS and padding included, as in the reference code; it never nears 0 between short prompts
-because most of what is compared is padding. See docs/gate.md for what that costs.
+`γ(c, p) = max(cos(T(c), T(p)), |tokens(c) ∩ tokens(p)| / |tokens(c)|)`, clipped to [0, 1], T the text encoding. It
+is decided per prompt, and for a concept with aliases the largest γ over its names counts. T is by default the whole
+conditioning the denoiser receives, flattened, BOS, EOS and padding included, as in the reference code; it never
+nears 0 between short prompts because most of what is compared is padding. See docs/gate.md for what that costs.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class PaperTransport:
     """The paper's rule.
 
     Args:
-        encoding: which text encodings the cosine takes: "flattened", the conditioning of shape (sequence · dim,) with BOS and
-            padding; or "pooled", the encoder's pooled vector (dim,).
+        encoding: which text encodings the cosine takes: "flattened", the conditioning of shape (sequence · dim,) with BOS
+            and padding; or "pooled", the encoder's pooled vector (dim,).
 
     Raises:
         PermeabilityError: if `encoding` is neither.

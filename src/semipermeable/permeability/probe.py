@@ -1,8 +1,8 @@
 """A small linear probe on a text encoder's token states: does any token of this prompt carry the concept?
 
-`s(p) = max_t (w · h_t + b)` over the prompt's own tokens and the one after them (EOS), h_t the state of token t. w is a
-regularised logistic regression, found by a fixed number of Newton steps in float64, hence deterministic: positives are the tokens that carry the name, one per
-prompt (where the name's tokens are not found, the token that scores best so far), negatives are all tokens of all other prompts.
+`s(p) = max_t (w · h_t + b)` over the prompt's own tokens and the one after them (EOS), h_t the state of token t. w
+is a regularised logistic regression, found by a fixed number of Newton steps in float64, hence deterministic:
+positives are the last tokens of the name wherever it stands, negatives are all tokens of all other prompts.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,8 @@ from semipermeable.permeability.decisions import EncodedPrompt
 
 __all__ = ["Probe", "fit_probe", "own_states", "token_spans"]
 
-_DECAY = 1e-3
+_DECAY = 1e-2
 _NEWTON_STEPS = 6
-_ROUNDS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,30 +68,20 @@ def _at_border(tokens: Sequence[str], index: int) -> bool:
 
 def fit_probe(
     positives: Sequence[EncodedPrompt], negatives: Sequence[EncodedPrompt], names: Sequence[EncodedPrompt]
-) -> Probe:
-    """Fit a probe.
+) -> Probe | None:
+    """Fit a probe; None if the names' tokens stand in none of the positives.
 
     Args:
         positives: prompts about the concept.
         negatives: prompts about other things.
-        names: the concept's names, to find its tokens.
+        names: the concept's names and their plurals, to find its tokens.
     """
-    elsewhere = torch.cat([own_states(prompt) for prompt in negatives])
-    states = [own_states(prompt) for prompt in positives]
-    places: list[int | None] = []
-    for prompt in positives:
-        ends = [end - 1 for name in names for _, end in token_spans(prompt, name)]
-        places.append(max(ends) if ends else None)
-    known = [h[place] for h, place in zip(states, places, strict=True) if place is not None]
-    carriers = torch.stack(known) if known else torch.stack([h[-1] for h in states])
-    probe = _logistic(carriers, elsewhere)
-    for _ in range(_ROUNDS if any(place is None for place in places) else 0):
-        chosen = [
-            h[place] if place is not None else h[int((h @ probe.weight).argmax())]
-            for h, place in zip(states, places, strict=True)
-        ]
-        probe = _logistic(torch.stack(chosen), elsewhere)
-    return probe
+    carriers = [
+        own_states(prompt)[end - 1] for prompt in positives for name in names for _, end in token_spans(prompt, name)
+    ]
+    if not carriers:
+        return None
+    return _logistic(torch.stack(carriers), torch.cat([own_states(prompt) for prompt in negatives]))
 
 
 def _logistic(positive: Tensor, negative: Tensor) -> Probe:

@@ -1,7 +1,7 @@
 """Prompts to calibrate a gate with: a concept in many wordings, and everything else in the same wordings.
 
-Both sides share their templates, so that a probe fitted on them must look at the subject. Every example says which subject and
-which template it came from, so that whole subjects and whole templates can be held out.
+Both sides share their templates, so that a probe fitted on them must look at the subject. Every example says which
+subject and which template it came from, so that whole subjects and whole templates can be held out.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,52 @@ from semipermeable.errors import CalibrationError
 from semipermeable.permeability.vocabulary import COMPOUNDS, NOUNS, STYLES
 from semipermeable.permeability.words import Span, find, forms, split
 
-__all__ = ["Example", "Kind", "covered", "kind_of", "negatives", "wordings"]
+__all__ = ["Example", "Kind", "covered", "kind_of", "negatives", "plural", "wordings"]
 
 Kind = Literal["object", "style"]
 
 _OBJECT = (
-    "{x}", "{a_x}", "an icon of {a_x}", "{a_s} icon of {a_x}", "{a_s} picture of {a_x}", "{a_x}, {s} style", "{a_x} in {s} style",
-    "a photo of {a_x}", "two {xs}", "{a_x} and {a_y}", "{a_y} next to {a_x}", "a small red {x} on a table", "{a_x} sitting on a sofa",
-    "{a_s} drawing of the {x}, highly detailed", "many {xs} in {s} style", "{x} {x}",
+    "{x}",
+    "{a_x}",
+    "an icon of {a_x}",
+    "{a_s} icon of {a_x}",
+    "{a_s} picture of {a_x}",
+    "{a_x}, {s} style",
+    "{a_x} in {s} style",
+    "a photo of {a_x}",
+    "two {xs}",
+    "{a_x} and {a_y}",
+    "{a_y} next to {a_x}",
+    "a small red {x} on a table",
+    "{a_x} sitting on a sofa",
+    "{a_s} drawing of the {x}, highly detailed",
+    "many {xs} in {s} style",
+    "{x} {x}",
     "a very detailed {s} illustration on a plain white background that shows {a_x}",
-)  # fmt: skip
+)
 _STYLE = (
-    "{x}", "{a_x} icon", "{a_x} icon of {a_y}", "{a_x} picture of {a_y}", "{a_y}, {x} style", "{a_y} in {x} style", "in {x} style",
-    "an icon of {a_y}, {x}", "{a_y} drawn as {x}", "{x} {y}", "{x} art of {a_y}", "two {y} icons in {x} style", "{x} style {y} and tree",
-    "a very detailed picture on a plain white background of {a_y}, {x} style", "{x} {x} {y}",
-)  # fmt: skip
+    "{x}",
+    "{a_x} icon",
+    "{a_x} icon of {a_y}",
+    "{a_x} picture of {a_y}",
+    "{a_y}, {x} style",
+    "{a_y} in {x} style",
+    "in {x} style",
+    "an icon of {a_y}, {x}",
+    "{a_y} drawn as {x}",
+    "{x} {y}",
+    "{x} art of {a_y}",
+    "two {y} icons in {x} style",
+    "{x} style {y} and tree",
+    "a very detailed picture on a plain white background of {a_y}, {x} style",
+    "{x} {x} {y}",
+)
 _COMPANIONS = ("tree", "house", "ball", "chair", "key", "fish", "car", "star")
 _PAINTS = ("neon", "3d", "flat", "pencil sketch", "blueprint", "watercolour", "pixel art")
 _BARE = ("an icon", "a picture", "{a_s} icon", "{a_s} picture of an animal", "something in {s} style")
 _CAPTION_STARTS = ("a", "an", "the", "two", "in")
 _PER_SUBJECT = 5
+_VARIANTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +86,8 @@ def _an(phrase: str) -> str:
     return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
 
 
-def _plural(phrase: str) -> str:
+def plural(phrase: str) -> str:
+    """Return the regular plural of a phrase; a phrase that already is one stays."""
     if phrase.endswith("s") and phrase[:-1] in forms(phrase):
         return phrase
     if phrase.endswith(("s", "x", "z", "ch", "sh")):
@@ -72,7 +99,7 @@ def _plural(phrase: str) -> str:
 
 def _write(template: str, subject: str, companion: str, paint: str) -> str:
     return template.format(
-        x=subject, a_x=_an(subject), xs=_plural(subject), y=companion, a_y=_an(companion), s=paint, a_s=_an(paint)
+        x=subject, a_x=_an(subject), xs=plural(subject), y=companion, a_y=_an(companion), s=paint, a_s=_an(paint)
     )
 
 
@@ -90,13 +117,14 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
     examples: list[Example] = []
     for row, name in enumerate(concept.names):
         for column, template in enumerate(templates):
-            companion, paint = companions[(row + column) % len(companions)], paints[(row + column) % len(paints)]
-            examples.append(Example(_write(template, name, companion, paint), name, template))
+            for turn in range(_VARIANTS):
+                companion, paint = (words[(row + column + 3 * turn) % len(words)] for words in (companions, paints))
+                examples.append(Example(_write(template, name, companion, paint), name, template))
         plain = templates[3] if kind == "object" else templates[2]
         changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
         for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
             examples.append(Example(_write(plain, form, companions[number], paints[number]), name, f"changed {number}"))
-    return examples
+    return list(dict.fromkeys(examples))
 
 
 def _slip(name: str) -> str:
@@ -127,8 +155,8 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
     """Return prompts about anything else: other subjects in the templates of `wordings`, other captions as they are.
 
     Args:
-        concept: what must not be meant; entries of `vocabulary` that mean it are skipped, "cat face" is kept beside "cat".
-        vocabulary: names of other objects and styles, or whole captions; () takes the built-in English nouns and styles.
+        concept: what must not be meant; entries of `vocabulary` that mean it are skipped; "cat face" does not mean "cat".
+        vocabulary: names of other objects and styles, or whole captions; () takes built-in English nouns and styles.
         kind: "object" or "style" concept; None asks `kind_of`.
 
     Raises:
@@ -158,8 +186,8 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
             examples.append(Example(_write(template, "", companions[row], paint), template, template))
     if not (captions or phrases):
         raise CalibrationError(
-            f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of the vocabulary mean it; "
-            "pass names of other things"
+            f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of `vocabulary` mean "
+            "it; pass names of other things"
         )
     return list(dict.fromkeys(examples))
 

@@ -67,7 +67,7 @@ class Trace(Sequence[TraceRow]):
 
     def as_dicts(self) -> list[dict[str, object]]:
         """Return the rows as plain dictionaries, ready for JSON."""
-        return [asdict(row) | {"matched": list(row.matched)} for row in self._rows]
+        return [{**asdict(row), "matched": list(row.matched)} for row in self._rows]
 
     @overload
     def __getitem__(self, index: int) -> TraceRow: ...
@@ -88,11 +88,18 @@ class Trace(Sequence[TraceRow]):
     def __str__(self) -> str:
         if not self._rows:
             return "(no decision yet)"
-        table = [("prompt", "concept", "γ", "score", "threshold", "reason")]
+        table: list[tuple[str, ...]] = [("prompt", "concept", "γ", "score", "threshold", "reason")]
         for row in self._rows:
-            table.append((
-                _short(row.prompt), row.concept, f"{row.gamma:g}", _number(row.similarity), _number(row.threshold), row.reason,
-            ))  # fmt: skip
+            table.append(
+                (
+                    _short(row.prompt),
+                    row.concept,
+                    f"{row.gamma:g}",
+                    _number(row.similarity),
+                    _number(row.threshold),
+                    row.reason,
+                )
+            )
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         table.insert(1, tuple("-" * width for width in widths))
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table)

@@ -1,9 +1,9 @@
 """The default permeability: 1 on the concept and its aliases in any wording, exactly 0 elsewhere.
 
-A prompt opens if one of the concept's names stands in it, by tokens or by words (`words.find`), outside every longer phrase
-to keep: "cat face" is not "cat". Where no name stands in it, a fitted probe on the text encoder's states decides; without a
-calibration the names alone do. The empty prompt is always closed. γ is 0 or 1, nothing between: a half-open membrane draws
-half-erased things and moves pictures it should leave alone.
+A prompt opens if one of the concept's names stands in it, by tokens or by words (`words.find`), outside every longer
+phrase to keep: "cat face" is not "cat". Where no name stands in it, a fitted probe on the text encoder's states
+decides; without a calibration the names alone do. The empty prompt is always closed. γ is 0 or 1, nothing between: a
+half-open membrane draws half-erased things and moves pictures it should leave alone.
 
 Only what the denoiser can see counts: where a prompt fills the encoder's window, words beyond it are not looked at.
 """
@@ -81,7 +81,7 @@ def _by_probe(prompt: EncodedPrompt, calibration: Calibration | None) -> Decisio
     dim = prompt.states.shape[-1]
     if calibration.weight.shape[0] != dim:
         raise CalibrationError(
-            f"the stored gate was fitted on text states of width {calibration.weight.shape[0]}, this text encoder gives "
+            f"the stored gate was fitted on text states of width {calibration.weight.shape[0]}, this encoder gives "
             f"{dim}; it belongs to another model: calibrate again"
         )
     score, threshold = calibration.probe.score(prompt), calibration.threshold
@@ -93,10 +93,9 @@ def _by_probe(prompt: EncodedPrompt, calibration: Calibration | None) -> Decisio
 def _whole_tokens(prompt: EncodedPrompt) -> set[str]:
     """Words that are one token of their own: the encoder knows them, so they are no slips."""
     tokens = prompt.tokens
-    whole = {
+    return {
         token.removesuffix("</w>") for i, token in enumerate(tokens) if token.endswith("</w>") and _begins(tokens, i)
     }
-    return whole
 
 
 def _begins(tokens: Sequence[str], index: int) -> bool:

@@ -1,9 +1,9 @@
 """Finding a name in a prompt by its words, whatever the case, punctuation, number, hyphens or slips of the finger.
 
-A text becomes words: compatibility-normalised, case-folded, without accents, possessive 's and punctuation. A phrase is
-found where its words stand next to each other; plural and singular are the same, so are "ice cream", "ice-cream" and
-"icecream", and so is a word with one slip, provided that the slip did not make another known word. Names written without
-spaces between words (Chinese, emoji) are looked for as plain text.
+A text becomes words: compatibility-normalised, case-folded, without accents, possessive 's and punctuation. A phrase
+is found where its words stand next to each other; plural and singular are the same, so are "ice cream", "ice-cream"
+and "icecream", and so is a word with one slip, provided that the slip did not make another known word. Names written
+without spaces between words (Chinese, emoji) are looked for as plain text.
 """
 
 import re
@@ -88,8 +88,8 @@ def forms(word: str) -> frozenset[str]:
 def is_slip(word: str, name: str) -> bool:
     """Whether `word` is `name` with one slip of the finger.
 
-    Two neighbouring letters swapped, or a letter doubled or undoubled; from five letters on also one letter missing, added or replaced, but
-    not the first, which people seldom get wrong.
+    Two neighbouring letters swapped, or a letter doubled or undoubled; from five letters on also one letter missing,
+    added or replaced, but not the first, which people seldom get wrong.
     """
     if word == name or len(name) < 3 or not word.isalpha() or not name.isalpha() or abs(len(word) - len(name)) > 1:
         return False
