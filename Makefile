@@ -1,0 +1,58 @@
+# demo   set up if needed, erase a concept and a style from the bundled model, write out/demo/report.html
+# check  what to run before a commit: format, lint, types, import contracts, the fast tests
+# test   what CI proves: the same with the slow tests, and the built wheel in a bare environment
+
+PYTHON ?= $(shell sh scripts/find_python.sh)
+VENV := .venv
+BIN := $(VENV)/bin
+BASE := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo check test static smoke format install clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; install one, or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# A stamp is older than pyproject.toml or constraints.txt exactly when something must be installed anew.
+$(BASE): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(BASE) $@
+
+install: $(DEV)
+
+demo: $(BASE)
+	$(BIN)/spm demo --out out/demo
+
+static: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+check: static
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test: static
+	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+	$(MAKE) --no-print-directory smoke
+
+smoke: $(DEV)
+	PYTHON=$(BIN)/python sh scripts/smoke_wheel.sh
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf dist build out .pytest_cache .ruff_cache .hypothesis .import_linter_cache
