@@ -1,0 +1,184 @@
+"""Which captions speak of a concept, what each should be read as, and which captions must stay.
+
+For a bundled model its `ZooSpec` answers: the concept may be an object or a style; captions are those the model was taught.
+For any other pipeline the captions are general templates and a short list of everyday phrases.
+
+The surrogate takes the concept's place **in the wording** of each caption ("a neon icon of a cat" → "a neon icon of an
+animal"), so that what else the caption says survives. An empty surrogate drops the phrase ("a neon icon"; for a style
+"an icon of a cat").
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from semipermeable import zoo
+from semipermeable.concept import Concept
+from semipermeable.errors import UnknownNameError
+from semipermeable.zoo import ZooSpec
+from semipermeable.zoo.spec import article
+
+__all__ = ["CaptionSet", "captions_for", "enrich", "spec_of"]
+
+_TEMPLATES = (
+    ("{name}", ""),
+    ("{a} {name}", ""),
+    ("a photo of {name}", "a photo"),
+    ("a photo of {a} {name}", "a photo"),
+    ("a painting of {a} {name}", "a painting"),
+    ("a drawing of {name}", "a drawing"),
+    ("an image of {name} in a garden", "an image of a garden"),
+    ("a picture in the style of {name}", "a picture"),
+    ("{name}, highly detailed, digital art", "highly detailed, digital art"),
+)
+"""Wordings for pipelines about which nothing is known: with the concept, and with its phrase dropped."""
+
+_EVERYDAY = (
+    "a dog on a sofa", "a cat on a mat", "a horse in a field", "a bird in the sky", "a fish under water", "a lion", "a bear",
+    "a man with a hat", "a woman reading a book", "a child in a park", "a crowd of people", "a face", "a portrait of a king",
+    "a red car", "a bus in the city", "a bicycle", "an airplane", "a boat on a lake", "a train", "a house", "a castle",
+    "a church", "a bridge over a river", "a street at night", "a skyline", "a kitchen", "a chair", "a table with food",
+    "a bowl of fruit", "a pizza", "a cup of coffee", "a cake", "an apple", "a tree", "a rose", "a sunflower", "a forest",
+    "a mountain with snow", "a beach at sunset", "a desert", "a waterfall", "a cloudy sky", "the moon and the stars",
+    "a computer on a desk", "a phone", "a camera", "a guitar", "a clock", "a key", "a book", "a robot", "a dragon", "a ghost",
+    "a dress", "a pair of shoes", "a football", "a watercolor painting of flowers", "an oil painting of a landscape",
+    "a pencil drawing of a horse", "a photo of a city", "a pixel art castle", "an abstract painting", "a cartoon",
+    "a poster of a movie", "a black and white photo", "a statue of marble",
+)  # fmt: skip
+"""Things that people ask for, for models about which nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSet:
+    """What a membrane learns from.
+
+    Args:
+        names: the concept's name and aliases.
+        targets: captions of the concept.
+        surrogates: what each of them should be read as, in the same order.
+        spans: the concept's words in each of them.
+        anchors: captions on which nothing may change.
+        twins: anchors about near neighbours of the concept, a part of `anchors`.
+    """
+
+    names: tuple[str, ...]
+    targets: tuple[str, ...]
+    surrogates: tuple[str, ...]
+    spans: tuple[str, ...]
+    anchors: tuple[str, ...]
+    twins: tuple[str, ...] = ()
+
+
+def spec_of(pipe: Any) -> ZooSpec | None:
+    """Return the spec of the bundled model that `pipe` was loaded from, or None."""
+    source = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
+    for name in zoo.names():
+        if source in (f"zoo:{name}", name) or (source and Path(source).resolve() == zoo.path(name).resolve()):
+            return zoo.spec(name)
+    return None
+
+
+def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
+    """Complete a concept with what a bundled model's spec knows.
+
+    A plain name that is one of the model's objects gets its aliases, its group as surrogate, and as phrases to keep those
+    twins that contain one of its names ("cat face" beside "cat"). A `Concept` keeps what its author wrote; only an empty
+    surrogate is filled with the group. Styles and unknown names stay as they are.
+
+    Args:
+        concept: a name, or a concept.
+        spec: of the bundled model, or None.
+    """
+    written = Concept(concept) if isinstance(concept, str) else concept
+    if spec is None or written.name in spec.styles:
+        return written
+    try:
+        thing = spec.object(written.name)
+    except UnknownNameError:
+        return written
+    surrogate = written.surrogate or (thing.group if thing.group not in written.names else "")
+    if not isinstance(concept, str):
+        return replace(written, surrogate=surrogate)
+    aliases = tuple(name for name in (thing.name, *thing.aliases) if name != written.name)
+    names = (written.name, *aliases)
+    keep = tuple(o.name for o in spec.objects if o.name not in names and set(o.name.split()) & set(names))
+    return Concept(written.name, aliases=aliases, surrogate=surrogate, keep=keep)
+
+
+def captions_for(concept: Concept, spec: ZooSpec | None) -> CaptionSet:
+    """Write the captions for a concept.
+
+    Args:
+        concept: what is to be erased, already enriched.
+        spec: of the bundled model, or None for any other pipeline.
+    """
+    if spec is None:
+        return _general(concept)
+    return _of_style(concept, spec) if concept.name in spec.styles else _of_object(concept, spec)
+
+
+def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
+    rows: list[tuple[str, str, str]] = []
+    for name in concept.names:
+        for style in (*spec.styles, None):
+            for template in range(len(spec.templates) if style else 1):
+                instead = spec.caption(concept.surrogate or None, style, template=template)
+                rows.append((spec.caption(name, style, template=template), instead, name))
+    erased = {*concept.names}
+    others = [thing for thing in spec.objects if not erased & {thing.name, *thing.aliases}]
+    anchors = [
+        spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
+        for index, thing in enumerate(others)
+        for number, style in enumerate(spec.styles)
+    ]
+    near = _near(concept, spec)
+    twins = [spec.caption(name, style, template=t) for name in near for style in spec.styles for t in range(2)]
+    return _assembled(concept, rows, anchors + [spec.caption(None, style) for style in spec.styles], twins)
+
+
+def _near(concept: Concept, spec: ZooSpec) -> list[str]:
+    try:
+        return [*dict.fromkeys((*concept.keep, *spec.object(concept.name).twins))]
+    except UnknownNameError:
+        return list(concept.keep)
+
+
+def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
+    instead = concept.surrogate if concept.surrogate in spec.styles else None
+    rows: list[tuple[str, str, str]] = []
+    for index, thing in enumerate((*spec.object_names, None)):
+        template = index % len(spec.templates)
+        without = spec.caption(thing, instead, template=template) or "an icon"
+        rows.append((spec.caption(thing, concept.name, template=template), without, concept.name))
+    others = [style for style in spec.styles if style not in concept.names]
+    anchors = [
+        spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
+        for index, thing in enumerate(spec.objects)
+        for number, style in enumerate(others)
+    ]
+    plain = [spec.caption(thing.name) for thing in spec.objects]
+    return _assembled(concept, rows, anchors + plain, [])
+
+
+def _general(concept: Concept) -> CaptionSet:
+    rows: list[tuple[str, str, str]] = []
+    for name in concept.names:
+        for template, without in _TEMPLATES:
+            instead = template.format(a=article(concept.surrogate), name=concept.surrogate)
+            rows.append((template.format(a=article(name), name=name), instead if concept.surrogate else without, name))
+    twins = [template.format(a=article(name), name=name) for name in concept.keep for template, _ in _TEMPLATES[:5]]
+    return _assembled(concept, rows, list(_EVERYDAY), twins)
+
+
+def _assembled(concept: Concept, rows: list[tuple[str, str, str]], anchors: list[str], twins: list[str]) -> CaptionSet:
+    targets, surrogates, spans = zip(*rows, strict=True)
+    kept = [text for text in dict.fromkeys((*anchors, *twins)) if text not in targets and not _speaks_of(text, concept)]
+    return CaptionSet(concept.names, targets, surrogates, spans, tuple(kept), tuple(t for t in twins if t in kept))
+
+
+def _speaks_of(text: str, concept: Concept) -> bool:
+    lowered = text.casefold()
+    for phrase in concept.keep:
+        lowered = lowered.replace(phrase.casefold(), " ")
+    words = f" {''.join(c if c.isalnum() else ' ' for c in lowered)} "
+    return any(f" {name.casefold()} " in words for name in concept.names)

@@ -1,0 +1,177 @@
+"""Every setting of training, with the two presets."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from semipermeable.errors import ConfigError, closest
+from semipermeable.membrane import Json
+
+__all__ = ["Dtype", "Schedule", "TrainConfig", "presets"]
+
+Schedule = Literal["cosine_restarts", "cosine", "constant"]
+Dtype = Literal["bf16", "fp16"]
+_NOT_MATHEMATICS = ("checkpoint", "checkpoint_every", "preview", "preview_every", "preview_prompts", "tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a membrane is trained. The defaults are the preset "fast".
+
+    Raises:
+        ConfigError: if a value is not usable, naming the field.
+    """
+
+    rank: int = 1
+    """k of each pair."""
+    num_steps: int = 60
+    """Optimiser steps; 0 keeps the starting point (with `closed_form`, an instant eraser)."""
+    batch_size: int = 4
+    """Rows about the concept in one step."""
+    num_anchors: int = 8
+    """Rows in one step on which nothing may change; 0 trains without anchoring."""
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW (no weight decay)."""
+    schedule: Schedule = "cosine"
+    """How the rate falls after the warm-up: to zero once, several times, or not at all."""
+    num_restarts: int = 1
+    """Cycles of "cosine_restarts"; no effect on the other schedules."""
+    warmup_steps: int = 5
+    """Steps of linear rise."""
+    anchor_weight: float = 30.0
+    """λ of SPM's Eq. 8."""
+    negative_guidance: float = 1.0
+    """η of Eq. 4; 0 stops at the surrogate."""
+    anchor_power: float = 1.0
+    """α of Eq. 6; 0 draws anchors uniformly."""
+    sampling_steps: int = 20
+    """Length of the grid on which latents are denoised."""
+    sampling_guidance: float = 4.0
+    """Classifier-free guidance of that denoising."""
+    reuse_trajectories: bool = True
+    """True: all latents of `num_trajectories` runs are kept, each with its label, and drawn from in every step.
+    False: every step denoises afresh to a random time, as the paper does."""
+    num_trajectories: int = 6
+    """Runs per kind (concept, surrogate) that are kept; three times as many for anchors. No effect without reuse."""
+    skip_unconditional: bool = True
+    """False computes the unconditional half of a call also where guidance is 1, as the reference code does."""
+    cache_frozen: bool = True
+    """Compute predictions of the base model once per kept latent. False computes them in every step."""
+    anchors: Literal["captions", "gaussian"] = "captions"
+    """Anchors are real captions, or Gaussian noise in the place of text states as in the reference code."""
+    twin_share: float = 0.25
+    """Share of the anchors taken from the concept's near neighbours, in [0, 1]; the rest is drawn by Eq. 6."""
+    target_captions: bool = True
+    """Train on captions of the concept; False trains on its bare names, as the paper does."""
+    surrogate_in_wording: bool = True
+    """The surrogate takes the concept's place in the caption; False falls to the bare surrogate."""
+    closed_form: bool = True
+    """Start from the closed-form edit of cross-attention keys and values; False starts from zero."""
+    closed_form_keep: float = 0.1
+    """λ of the closed form: weight of the kept text states."""
+    dtype: Dtype | None = None
+    """Autocast dtype of the network; the pairs stay fp32. None runs in the pipeline's own dtype."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradients."""
+    divergence_factor: float = 1e3
+    """Stop when the loss exceeds this many times the first one (or 0.01, if that was smaller)."""
+    checkpoint: str | None = None
+    """File to resume from if it exists, and to write to. None keeps no checkpoint."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints."""
+    preview: Callable[[int, Sequence[Any]], None] | None = field(default=None, compare=False)
+    """Called with the step and one picture per preview prompt. None draws none."""
+    preview_every: int = 20
+    """Steps between two previews."""
+    preview_prompts: tuple[str, ...] = ()
+    """What to draw; () draws the first caption of the concept and the first anchor."""
+    tensorboard: str | None = None
+    """Folder for TensorBoard logs (needs the extra `tensorboard`). None writes none."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch_size", "num_restarts", "sampling_steps", "num_trajectories", "checkpoint_every"):
+            self._check(name, int, 1)
+        for name in ("num_steps", "num_anchors", "warmup_steps"):
+            self._check(name, int, 0)
+        self._check("preview_every", int, 1)
+        for name in ("learning_rate", "closed_form_keep", "divergence_factor"):
+            self._check(name, float, 0, strict=True)
+        for name in ("anchor_weight", "negative_guidance", "anchor_power", "sampling_guidance"):
+            self._check(name, float, 0)
+        self._check("twin_share", float, 0)
+        if self.twin_share > 1:
+            raise ConfigError(f"twin_share must be in [0, 1], found {self.twin_share!r}")
+        self._one_of("schedule", get_args(Schedule))
+        self._one_of("anchors", ("captions", "gaussian"))
+        self._one_of("dtype", (None, *get_args(Dtype)))
+
+    def _check(self, name: str, kind: type, least: float, *, strict: bool = False) -> None:
+        value = getattr(self, name)
+        kinds = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise ConfigError(f"{name} must be a {'whole' if kind is int else 'finite'} number, found {value!r}")
+        if value < least or (strict and value == least):
+            raise ConfigError(f"{name} must be {'above' if strict else 'at least'} {least}, found {value!r}")
+
+    def _one_of(self, name: str, allowed: Sequence[str | None]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> "TrainConfig":
+        """Return a preset with some fields replaced.
+
+        Args:
+            preset: one of `presets()`.
+            overrides: field name to value.
+
+        Raises:
+            ConfigError: if the preset or a field is not known (close names are suggested), or a value is not usable.
+        """
+        if preset not in _PRESETS:
+            raise ConfigError(closest(preset, _PRESETS, what="preset"))
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in overrides:
+            if name not in known:
+                raise ConfigError(closest(name, known, what="training setting"))
+        return cls(**{**_PRESETS[preset], **overrides})
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
+        fields = (f.name for f in dataclasses.fields(self) if f.name not in _NOT_MATHEMATICS)
+        return {name: getattr(self, name) for name in fields}
+
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {},
+    "paper": {
+        "rank": 1,
+        "num_steps": 3000,
+        "batch_size": 1,
+        "num_anchors": 4,
+        "learning_rate": 1e-4,
+        "schedule": "cosine_restarts",
+        "num_restarts": 1,
+        "warmup_steps": 500,
+        "anchor_weight": 1e3,
+        "negative_guidance": 1.0,
+        "anchor_power": 1.0,
+        "sampling_steps": 30,
+        "sampling_guidance": 3.0,
+        "reuse_trajectories": False,
+        "cache_frozen": False,
+        "anchors": "gaussian",
+        "twin_share": 0.0,
+        "target_captions": False,
+        "surrogate_in_wording": False,
+        "closed_form": False,
+    },
+}
+
+
+def presets() -> tuple[str, ...]:
+    """Return the names of all presets."""
+    return tuple(_PRESETS)

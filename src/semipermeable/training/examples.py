@@ -1,0 +1,254 @@
+"""What each optimiser step sees: rows of (x_t, t, condition) with the goal for each, from the base model alone.
+
+`PooledExamples` denoises a few trajectories once and draws rows from all their latents; `FreshExamples` denoises anew for
+each step, as the paper does. Every draw is a function of (seed, step): a run may stop after any step and go on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from semipermeable.hosts import Host
+from semipermeable.permeability.decisions import EncodedPrompt
+from semipermeable.training.anchoring import choose_captions, gaussian_anchors
+from semipermeable.training.captions import CaptionSet
+from semipermeable.training.config import TrainConfig
+from semipermeable.training.objective import erasing_goal
+from semipermeable.training.trajectories import denoise
+
+__all__ = ["Batch", "Examples", "FreshExamples", "PooledExamples", "generator_for", "make_examples"]
+
+_ROWS = 16
+"""Rows of one frozen call."""
+_ANCHOR_RUNS = 3
+"""Trajectories of anchors for each one of the concept: there is more to keep than to erase."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of one step: the first `num_targets` are about the concept, the others are anchors.
+
+    Args:
+        latents: x_t, shape (rows, channels, height, width).
+        timesteps: t, shape (rows,).
+        condition: c, shape (rows, sequence, dim).
+        goal: what ε_M(x_t, c) should be, in the shape of `latents`.
+        num_targets: number of target rows.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    condition: Tensor
+    goal: Tensor
+    num_targets: int
+
+
+class Examples(Protocol):
+    """Source of batches."""
+
+    def batch(self, step: int) -> Batch:
+        """Return the rows of a step, counted from 1; the same step always gives the same rows."""
+        ...
+
+
+def generator_for(seed: int, *key: int) -> torch.Generator:
+    """Return a CPU generator that is a function of the seed and the key alone."""
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for part in key:
+        state = ((state ^ (part + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+
+
+class _Frozen:
+    """Conditions, and predictions of the bare model."""
+
+    def __init__(self, host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str) -> None:
+        self.host, self.config, self.seed = host, config, seed
+        targets, surrogates = list(captions.targets), list(captions.surrogates)
+        if not config.target_captions:
+            targets, surrogates = list(captions.names), [surrogate] * len(captions.names)
+        elif not config.surrogate_in_wording:
+            surrogates = [surrogate] * len(targets)
+        self.empty = host.condition([""])
+        self.targets = host.condition(targets)
+        self.surrogates = host.condition(surrogates)
+
+    @torch.no_grad()
+    def predict(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        parts: list[Tensor] = []
+        for start in range(0, latents.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            x, t, c = latents[rows], timesteps[rows], condition[rows]
+            if self.config.skip_unconditional:
+                parts.append(self.host.predict(x, t, c))
+                continue
+            both = torch.cat([self.empty.expand(len(x), -1, -1), c])
+            parts.append(self.host.predict(torch.cat([x, x]), torch.cat([t, t]), both)[len(x) :])
+        return torch.cat(parts)
+
+    def goal(self, latents: Tensor, timesteps: Tensor, which: Tensor) -> Tensor:
+        target = self.predict(latents, timesteps, self.targets[which])
+        surrogate = self.predict(latents, timesteps, self.surrogates[which])
+        return erasing_goal(target, surrogate, self.config.negative_guidance)
+
+    def trajectories(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents and predictions (steps, rows, ...) and timesteps (steps,)."""
+        runs = [
+            denoise(
+                self.host,
+                condition[start : start + _ROWS],
+                self.empty,
+                num_steps=self.config.sampling_steps,
+                guidance=self.config.sampling_guidance,
+                generator=generator,
+                skip_unconditional=self.config.skip_unconditional,
+            )
+            for start in range(0, condition.shape[0], _ROWS)
+        ]
+        latents, predictions = (torch.cat([getattr(r, k) for r in runs], 1) for k in ("latents", "predictions"))
+        return latents, predictions, runs[0].timesteps
+
+
+class FreshExamples:
+    """New latents for each step: denoised under the concept's caption to a random step of the grid.
+
+    Anchors are asked at the same latents as the targets.
+    """
+
+    def __init__(self, frozen: _Frozen, captions: Tensor, order: Sequence[int]) -> None:
+        self._frozen, self._captions = frozen, captions
+        self._order = torch.tensor(order, dtype=torch.long)
+
+    def batch(self, step: int) -> Batch:
+        """See `Examples`."""
+        frozen, config = self._frozen, self._frozen.config
+        generator = generator_for(frozen.seed, 2, step)
+        which = torch.randint(len(frozen.targets), (config.batch_size,), generator=generator)
+        steps = int(torch.randint(1, config.sampling_steps + 1, (1,), generator=generator))
+        run = denoise(
+            frozen.host,
+            frozen.targets[which],
+            frozen.empty,
+            num_steps=config.sampling_steps,
+            guidance=config.sampling_guidance,
+            generator=generator,
+            stop=steps,
+            skip_unconditional=config.skip_unconditional,
+        )
+        latents, timestep = run.latents[-1], run.timesteps[-1]
+        timesteps = timestep.expand(len(latents))
+        goal = frozen.goal(latents, timesteps, which)
+        condition = frozen.targets[which]
+        if config.num_anchors:
+            anchors = self._anchors(step, condition[0], generator)
+            x = latents[torch.arange(len(anchors)) % len(latents)]
+            t = timestep.expand(len(anchors))
+            latents, timesteps = torch.cat([latents, x]), torch.cat([timesteps, t])
+            goal = torch.cat([goal, frozen.predict(x, t, anchors)])
+            condition = torch.cat([condition, anchors])
+        return Batch(latents, timesteps, condition, goal, config.batch_size)
+
+
+class PooledExamples:
+    """Latents of a few whole trajectories, of the concept, of its surrogate and of the anchors, each at its own label.
+
+    Target rows stand on both the concept's and the surrogate's trajectories: the latter are where an erased
+    picture passes. Anchor rows stand on the anchors' own trajectories (Gaussian anchors, which have none, on the concept's).
+    """
+
+    def __init__(self, frozen: _Frozen, anchors: Tensor) -> None:
+        config = frozen.config
+        self._frozen = frozen
+        generator = generator_for(frozen.seed, 1)
+        runs = min(config.num_trajectories, len(frozen.targets)) if len(frozen.targets) else 0
+        order = torch.randperm(len(frozen.targets), generator=generator)[:runs]
+        self._which = torch.cat([order, order])
+        own = config.num_anchors > 0 and config.anchors == "captions"
+        self._anchors = anchors if own else anchors[:0]
+        condition = torch.cat([frozen.targets[order], frozen.surrogates[order], self._anchors])
+        self._latents, self._predictions, self._timesteps = frozen.trajectories(condition, generator)
+        self._goals = self._target_goals(runs) if config.cache_frozen else None
+
+    def _target_goals(self, runs: int) -> Tensor:
+        """Goals of all target latents; one of the two predictions was made on the way."""
+        steps = self._latents.shape[0]
+        x = self._latents[:, : 2 * runs]
+        order = self._which[:runs]
+        other = torch.cat([self._frozen.surrogates[order], self._frozen.targets[order]])
+        missing = self._frozen.predict(
+            x.flatten(0, 1),
+            self._timesteps.repeat_interleave(2 * runs),
+            other.repeat(steps, 1, 1),
+        ).reshape(x.shape)
+        known = self._predictions[:, : 2 * runs]
+        eta = self._frozen.config.negative_guidance
+        on_target = erasing_goal(known[:, :runs], missing[:, :runs], eta)
+        return torch.cat([on_target, erasing_goal(missing[:, runs:], known[:, runs:], eta)], 1)
+
+    def batch(self, step: int) -> Batch:
+        """See `Examples`."""
+        frozen, config = self._frozen, self._frozen.config
+        generator = generator_for(frozen.seed, 2, step)
+        num_steps, num_targets = self._latents.shape[0], len(self._which)
+        at = torch.randint(num_steps, (config.batch_size,), generator=generator)
+        row = torch.randint(num_targets, (config.batch_size,), generator=generator)
+        x, t = self._latents[at, row], self._timesteps[at]
+        which = self._which[row]
+        goal = frozen.goal(x, t, which) if self._goals is None else self._goals[at, row]
+        condition = frozen.targets[which]
+        if not config.num_anchors:
+            return Batch(x, t, condition, goal, config.batch_size)
+        at = torch.randint(num_steps, (config.num_anchors,), generator=generator)
+        if len(self._anchors):
+            row = torch.randint(len(self._anchors), (config.num_anchors,), generator=generator)
+            anchors = self._anchors[row]
+            row = row + num_targets
+        else:
+            row = torch.randint(num_targets, (config.num_anchors,), generator=generator)
+            anchors = gaussian_anchors(condition[0], config.num_anchors, config.anchor_power, generator)
+        x_a, t_a = self._latents[at, row], self._timesteps[at]
+        cached = self._goals is not None and len(self._anchors) > 0
+        goal_a = self._predictions[at, row] if cached else frozen.predict(x_a, t_a, anchors)
+        return Batch(
+            torch.cat([x, x_a]),
+            torch.cat([t, t_a]),
+            torch.cat([condition, anchors]),
+            torch.cat([goal, goal_a]),
+            config.batch_size,
+        )
+
+
+def make_examples(
+    host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str, encoded: list[EncodedPrompt]
+) -> Examples:
+    """Prepare the source of batches that the configuration asks for.
+
+    Args:
+        host: of the pipeline; its denoiser must be bare while this runs and while batches are made.
+        config: settings.
+        seed: of the run.
+        captions: what to learn from.
+        surrogate: the bare surrogate.
+        encoded: `captions.anchors`, encoded.
+    """
+    frozen = _Frozen(host, config, seed, captions, surrogate)
+    if not config.num_anchors or config.anchors == "gaussian":
+        none = frozen.empty[:0]
+        return PooledExamples(frozen, none) if config.reuse_trajectories else FreshExamples(frozen, none, ())
+    pooled = min(_ANCHOR_RUNS * config.num_trajectories, len(encoded))
+    chosen = choose_captions(
+        encoded,
+        host.encode([captions.names[0]])[0],
+        set(captions.twins),
+        count=pooled if config.reuse_trajectories else config.num_steps * config.num_anchors,
+        power=config.anchor_power,
+        twin_share=config.twin_share,
+        generator=generator_for(seed, 3),
+    )
+    if config.reuse_trajectories:
+        return PooledExamples(frozen, host.condition([encoded[index].text for index in chosen]))
+    return FreshExamples(frozen, host.condition([prompt.text for prompt in encoded]), chosen)

@@ -1,0 +1,333 @@
+"""The training loop: a generator that yields the figures of each step and returns the finished membrane.
+
+    membrane = yield from train(host, concept, captions, config, seed=0)
+
+The denoiser's own weights never move: hooks add the pair of each site, gradients reach the pairs alone. Whatever ends the
+generator (its end, an exception, `close()`), the hooks come off and the denoiser gets its flags back.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semipermeable.concept import Concept
+from semipermeable.errors import DivergenceError
+from semipermeable.hosts import Host
+from semipermeable.runtime import TrainableBinding, refuse_rewritten
+from semipermeable.sites import Site, find_sites
+from semipermeable.training.captions import CaptionSet
+from semipermeable.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from semipermeable.training.closed_form import StatePairs, cross_attention_sites, pair_states, second_moment, solve
+from semipermeable.training.config import TrainConfig
+from semipermeable.training.examples import Batch, generator_for, make_examples
+from semipermeable.training.objective import row_losses, total_loss
+
+__all__ = ["Pairs", "StepStats", "Trained", "train"]
+
+Pairs = dict[str, tuple[Tensor, Tensor]]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """Figures of one optimiser step.
+
+    Args:
+        step: number of the step, from 1.
+        num_steps: length of the run.
+        erasing_loss: L_era (Eq. 4).
+        anchoring_loss: L_anc (Eq. 5), without λ; 0 without anchors.
+        loss: L_era + λ L_anc.
+        learning_rate: of this step.
+        seconds: since the run began, over all its sessions.
+    """
+
+    step: int
+    num_steps: int
+    erasing_loss: float
+    anchoring_loss: float
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a finished run leaves.
+
+    Args:
+        pairs: site name to (u, v), fp32 on CPU.
+        last: figures of the last step, or None if there was none.
+        seconds: training time over all sessions.
+    """
+
+    pairs: Pairs
+    last: StepStats | None
+    seconds: float
+
+
+def train(
+    host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, *, seed: int
+) -> Generator[StepStats, None, Trained]:
+    """Train the pairs of one concept.
+
+    Args:
+        host: of the pipeline.
+        concept: what to erase.
+        captions: what to learn from (`captions_for`).
+        config: settings.
+        seed: every random draw is a function of it and of the step.
+
+    Yields:
+        The figures of each step, after the weights moved.
+
+    Returns:
+        The trained pairs.
+
+    Raises:
+        DivergenceError: if the loss is not finite or explodes.
+        ConfigError: if the checkpoint belongs to another run.
+        AttachError: if the denoiser is compiled, fused or already holds membranes.
+    """
+    denoiser = host.denoiser
+    refuse_rewritten(denoiser)
+    path = None if config.checkpoint is None else Path(config.checkpoint)
+    print_ = _fingerprint(host, concept, captions, config, seed)
+    resumed = None if path is None else read_checkpoint(path, print_)
+    with _prepared(denoiser, config), _scope(host, config, seed) as binding:
+        began = time.monotonic() - (resumed.seconds if resumed else 0.0)
+        run = _Run(host, binding, config, captions, concept, seed)
+        if resumed is not None:
+            run.restore(resumed)
+        last: StepStats | None = None
+        for step in range(run.step + 1, config.num_steps + 1):
+            try:
+                last = dataclasses.replace(run.advance(step), seconds=time.monotonic() - began)
+            except DivergenceError as error:
+                raise DivergenceError(str(error), checkpoint=_existing(path)) from error
+            if path is not None and (step % config.checkpoint_every == 0 or step == config.num_steps):
+                write_checkpoint(path, run.state(last.seconds), print_)
+            _show(host, binding, captions, config, seed, step)
+            yield last
+        return Trained(binding.freeze(), last, time.monotonic() - began)
+
+
+def _existing(path: Path | None) -> str | None:
+    return str(path) if path is not None and path.exists() else None
+
+
+def _fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, seed: int) -> str:
+    story = [
+        dataclasses.asdict(concept),
+        dataclasses.asdict(captions),
+        config.to_json(),
+        seed,
+        host.base_hash(),
+        host.text_encoder_hash(),
+    ]
+    return hashlib.sha256(json.dumps(story, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _prepared(denoiser: nn.Module, config: TrainConfig) -> Generator[None, None, None]:
+    """Freeze the denoiser's own weights meanwhile; give every flag back afterwards."""
+    flags = [(p, p.requires_grad) for p in denoiser.parameters()]
+    modes = [(m, m.training) for m in denoiser.modules()]
+    recomputing = [(m, m.gradient_checkpointing) for m in denoiser.modules() if hasattr(m, "gradient_checkpointing")]
+    try:
+        denoiser.eval().requires_grad_(False)
+        if config.gradient_checkpointing:
+            # diffusers recomputes only in training mode; dropout, the one thing that mode changes here, stays off.
+            _enable_recomputation(denoiser)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+        for module, flag in recomputing:
+            module.gradient_checkpointing = flag  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _enable_recomputation(denoiser: Any) -> None:
+    denoiser.enable_gradient_checkpointing()
+    for module in denoiser.modules():
+        if not isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+            module.training = True
+
+
+@contextlib.contextmanager
+def _scope(host: Host, config: TrainConfig, seed: int) -> Generator[TrainableBinding, None, None]:
+    sites = find_sites(host.denoiser, host.site_classes)
+    binding = TrainableBinding(sites, rank=config.rank, generator=generator_for(seed, 0))
+    try:
+        yield binding
+    finally:
+        binding.remove()
+
+
+class _Run:
+    """The moving parts of one run."""
+
+    def __init__(
+        self,
+        host: Host,
+        binding: TrainableBinding,
+        config: TrainConfig,
+        captions: CaptionSet,
+        concept: Concept,
+        seed: int,
+    ) -> None:
+        self._host, self._binding, self._config = host, binding, config
+        self.step = 0
+        self._first_loss: float | None = None
+        anchors = host.encode(list(captions.anchors)) if config.anchors == "captions" or config.closed_form else []
+        if config.closed_form:
+            sites = find_sites(host.denoiser, host.site_classes)
+            binding.load_pairs(closed_form_pairs(host, sites, captions, config, [a.states for a in anchors]))
+        self._optimizer = torch.optim.AdamW(list(binding.parameters()), lr=config.learning_rate, weight_decay=0.0)
+        self._scaler = torch.amp.GradScaler(host.device.type, enabled=config.dtype == "fp16")
+        self._examples = (
+            make_examples(host, config, seed, captions, concept.surrogate, anchors) if config.num_steps else None
+        )
+
+    def advance(self, step: int) -> StepStats:
+        """Move the pairs once."""
+        config, binding = self._config, self._binding
+        assert self._examples is not None
+        binding.gamma = None
+        batch = self._examples.batch(step)
+        rate = _learning_rate(config, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        erasing, anchoring = self._losses(batch)
+        loss = total_loss(erasing, anchoring, config.anchor_weight)
+        value = float(loss.detach())
+        self._check(value, step)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        binding.gamma = None
+        self.step = step
+        anchored = float(anchoring.detach().mean()) if anchoring.numel() else 0.0
+        return StepStats(step, config.num_steps, float(erasing.detach().mean()), anchored, value, rate, 0.0)
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self._binding.gamma = 1.0
+        dtype = self._config.dtype
+        device = self._host.device.type
+        with torch.autocast(device, _DTYPES[dtype]) if dtype else contextlib.nullcontext():
+            prediction = self._host.predict(batch.latents, batch.timesteps, batch.condition)
+        losses = row_losses(prediction, batch.goal)
+        return losses[: batch.num_targets], losses[batch.num_targets :]
+
+    def _check(self, loss: float, step: int) -> None:
+        if self._first_loss is None and math.isfinite(loss):
+            self._first_loss = loss
+        ceiling = self._config.divergence_factor * max(self._first_loss or 0.0, 0.01)
+        if not math.isfinite(loss) or loss > ceiling:
+            raise DivergenceError(
+                f"training diverged at step {step}: loss {loss:.3g}, first loss {self._first_loss}, limit {ceiling:.3g}; "
+                f"lower learning_rate (now {self._config.learning_rate:g}) or anchor_weight, or lengthen warmup_steps"
+            )
+
+    def state(self, seconds: float) -> Checkpoint:
+        """Everything that a resumed run needs besides the configuration."""
+        tensors: dict[str, Tensor] = {}
+        for name, pair in self._binding.pairs().items():
+            for label, parameter in zip("uv", pair, strict=True):
+                tensors[f"{name}/{label}"] = parameter.detach().cpu().contiguous()
+                for key, value in self._optimizer.state[parameter].items():
+                    tensors[f"{name}/{label}/{key}"] = value.detach().cpu().contiguous()
+        if self._scaler.is_enabled():
+            scaler = self._scaler.state_dict()
+            tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return Checkpoint(self.step, self._first_loss, seconds, tensors)
+
+    def restore(self, state: Checkpoint) -> None:
+        """Go back to a checkpoint, bit for bit."""
+        tensors = state.tensors
+        for name, pair in self._binding.pairs().items():
+            for label, parameter in zip("uv", pair, strict=True):
+                with torch.no_grad():
+                    parameter.copy_(tensors[f"{name}/{label}"])
+                prefix = f"{name}/{label}/"
+                moments = {key: tensors[prefix + key].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+                self._optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter) for key, value in moments.items()
+                }
+        if "scaler" in tensors:
+            scale, tracker = tensors["scaler"].tolist()
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
+        self.step, self._first_loss = state.step, state.first_loss
+
+
+def closed_form_pairs(
+    host: Host, sites: dict[str, Site], captions: CaptionSet, config: TrainConfig, anchors: list[Tensor]
+) -> Pairs:
+    """Return the closed-form pairs of all cross-attention keys and values; no other site is named.
+
+    Args:
+        host: encodes the captions.
+        sites: of the denoiser.
+        captions: with the concept, and with the surrogate in its place.
+        config: gives λ, η and k.
+        anchors: text states to be kept, each (sequence, dim).
+    """
+    targets, surrogates = host.encode(captions.targets), host.encode(captions.surrogates)
+    spans = {text: host.encode([text])[0].token_ids for text in dict.fromkeys(captions.spans)}
+    found = [
+        pair_states(target, surrogate, spans[span])
+        for target, surrogate, span in zip(targets, surrogates, captions.spans, strict=True)
+    ]
+    pairs = StatePairs(torch.cat([p.target for p in found]), torch.cat([p.surrogate for p in found]))
+    keep = second_moment(torch.cat(anchors))
+    return {
+        name: solve(
+            site.weight,
+            pairs,
+            keep,
+            keep_weight=config.closed_form_keep,
+            negative_guidance=config.negative_guidance,
+            rank=config.rank,
+        )
+        for name, site in cross_attention_sites(sites).items()
+    }
+
+
+def _learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of a step, counted from 1: linear rise, then the schedule."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - 1 - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
+    if config.schedule == "cosine_restarts":
+        progress = (progress * config.num_restarts) % 1.0
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _show(
+    host: Host, binding: TrainableBinding, captions: CaptionSet, config: TrainConfig, seed: int, step: int
+) -> None:
+    """Draw preview pictures with the membrane open on the prompts and closed on the unconditional half."""
+    if config.preview is None or step % config.preview_every:
+        return
+    prompts = list(config.preview_prompts or (captions.targets[0], captions.anchors[0]))
+    binding.gamma = torch.cat([torch.zeros(len(prompts)), torch.ones(len(prompts))])
+    try:
+        drawn = host.pipe(prompts, num_inference_steps=20, guidance_scale=4.0, generator=generator_for(seed, 4))
+    finally:
+        binding.gamma = None
+    config.preview(step, drawn.images)
