@@ -1,7 +1,7 @@
 """Which captions speak of a concept, what each should be read as, and which captions must stay.
 
-For a bundled model its `ZooSpec` answers: the concept may be an object or a style; captions are those the model was taught.
-For any other pipeline the captions are general templates and a short list of everyday phrases.
+For a bundled model its `ZooSpec` answers: the concept may be an object or a style; captions are those the model was
+taught. For any other pipeline the captions are general templates and a short list of everyday phrases.
 
 The surrogate takes the concept's place **in the wording** of each caption ("a neon icon of a cat" → "a neon icon of an
 animal"), so that what else the caption says survives. An empty surrogate drops the phrase ("a neon icon"; for a style
@@ -34,14 +34,15 @@ _TEMPLATES = (
 """Wordings for pipelines about which nothing is known: with the concept, and with its phrase dropped."""
 
 _EVERYDAY = (
-    "a dog on a sofa", "a cat on a mat", "a horse in a field", "a bird in the sky", "a fish under water", "a lion", "a bear",
-    "a man with a hat", "a woman reading a book", "a child in a park", "a crowd of people", "a face", "a portrait of a king",
-    "a red car", "a bus in the city", "a bicycle", "an airplane", "a boat on a lake", "a train", "a house", "a castle",
-    "a church", "a bridge over a river", "a street at night", "a skyline", "a kitchen", "a chair", "a table with food",
-    "a bowl of fruit", "a pizza", "a cup of coffee", "a cake", "an apple", "a tree", "a rose", "a sunflower", "a forest",
-    "a mountain with snow", "a beach at sunset", "a desert", "a waterfall", "a cloudy sky", "the moon and the stars",
-    "a computer on a desk", "a phone", "a camera", "a guitar", "a clock", "a key", "a book", "a robot", "a dragon", "a ghost",
-    "a dress", "a pair of shoes", "a football", "a watercolor painting of flowers", "an oil painting of a landscape",
+    "a dog on a sofa", "a cat on a mat", "a horse in a field", "a bird in the sky", "a fish under water", "a lion",
+    "a bear", "a man with a hat", "a woman reading a book", "a child in a park", "a crowd of people", "a face",
+    "a portrait of a king", "a red car", "a bus in the city", "a bicycle", "an airplane", "a boat on a lake",
+    "a train", "a house", "a castle", "a church", "a bridge over a river", "a street at night", "a skyline",
+    "a kitchen", "a chair", "a table with food", "a bowl of fruit", "a pizza", "a cup of coffee", "a cake",
+    "an apple", "a tree", "a rose", "a sunflower", "a forest", "a mountain with snow", "a beach at sunset",
+    "a desert", "a waterfall", "a cloudy sky", "the moon and the stars", "a computer on a desk", "a phone",
+    "a camera", "a guitar", "a clock", "a key", "a book", "a robot", "a dragon", "a ghost", "a dress",
+    "a pair of shoes", "a football", "a watercolor painting of flowers", "an oil painting of a landscape",
     "a pencil drawing of a horse", "a photo of a city", "a pixel art castle", "an abstract painting", "a cartoon",
     "a poster of a movie", "a black and white photo", "a statue of marble",
 )  # fmt: skip
@@ -81,9 +82,9 @@ def spec_of(pipe: Any) -> ZooSpec | None:
 def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     """Complete a concept with what a bundled model's spec knows.
 
-    A plain name that is one of the model's objects gets its aliases, its group as surrogate, and as phrases to keep those
-    twins that contain one of its names ("cat face" beside "cat"). A `Concept` keeps what its author wrote; only an empty
-    surrogate is filled with the group. Styles and unknown names stay as they are.
+    A plain name that is one of the model's objects gets its aliases, its group as surrogate, and as phrases to keep
+    those twins that contain one of its names ("cat face" beside "cat"). A `Concept` keeps what its author wrote; only
+    an empty surrogate is filled with the group. Styles and unknown names stay as they are.
 
     Args:
         concept: a name, or a concept.

@@ -1,8 +1,8 @@
 """The state of an interrupted training run: one `.safetensors` file, written atomically.
 
-It holds the pairs, AdamW's moments, and as JSON in the file's metadata the step and a fingerprint of everything that decides
-the run. All random draws are functions of (seed, step), so the step is the whole state of the generators. A new file
-replaces the old one by rename after it was synced: whatever kills the process, a whole checkpoint is on disk.
+It holds the pairs, AdamW's moments, and as JSON in the file's metadata the step and a fingerprint of everything that
+decides the run. All random draws are functions of (seed, step), so the step is the whole state of the generators. A
+new file replaces the old one by rename after it was synced: whatever kills the process, a whole checkpoint is on disk.
 """
 
 import json
@@ -82,7 +82,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as stream:  # pyright: ignore[reportUnknownVariableType, reportNoOverloadImplementation]
+        with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         story = json.loads(metadata["semipermeable.training"])

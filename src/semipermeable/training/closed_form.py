@@ -6,8 +6,9 @@ captions with the surrogate in its place, and rows x of text to be kept, the wan
     mean ‖ΔW x_t − (1 + η) W (x_s − x_t)‖² + λ mean ‖ΔW x‖²
 
 (the goal of SPM's Eq. 4, asked of W instead of the whole network). Written with M = E[x_t x_tᵀ] + λ E[x xᵀ] and
-B = (1 + η) W E[(x_s − x_t) x_tᵀ], the minimum is ΔW = B M⁻¹, and the objective is ‖(ΔW − B M⁻¹) M^½‖² + constant. So the best
-edit of rank k is the truncated SVD of B M^−½, brought back by M^−½: u s vᵀ M^−½ (Eckart-Young in the metric M).
+B = (1 + η) W E[(x_s − x_t) x_tᵀ], the minimum is ΔW = B M⁻¹, and the objective is ‖(ΔW − B M⁻¹) M^½‖² + constant. So
+the best edit of rank k is the truncated SVD of B M^−½, brought back by M^−½: u s vᵀ M^−½ (Eckart-Young in the metric
+M).
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,8 @@ def _split(target: Sequence[int], surrogate: Sequence[int]) -> tuple[int, int, i
 def pair_states(target: EncodedPrompt, surrogate: EncodedPrompt, span: Sequence[int]) -> StatePairs:
     """Pair the text states of a caption with those of the same caption with the surrogate in the concept's place.
 
-    Rows start at the concept's first token: what a causal encoder wrote before it is shared with every other caption and
-    must stay. Changed tokens meet changed tokens (or, where the concept was dropped, the token that follows), later
+    Rows start at the concept's first token: what a causal encoder wrote before it is shared with every other caption
+    and must stay. Changed tokens meet changed tokens (or, where the concept was dropped, the token that follows), later
     tokens meet themselves, and the end and padding rows meet theirs.
 
     Args:

@@ -1,7 +1,7 @@
 """What each optimiser step sees: rows of (x_t, t, condition) with the goal for each, from the base model alone.
 
-`PooledExamples` denoises a few trajectories once and draws rows from all their latents; `FreshExamples` denoises anew for
-each step, as the paper does. Every draw is a function of (seed, step): a run may stop after any step and go on.
+`PooledExamples` denoises a few trajectories once and draws rows from all their latents; `FreshExamples` denoises anew
+for each step, as the paper does. Every draw is a function of (seed, step): a run may stop after any step and go on.
 """
 
 from collections.abc import Sequence
@@ -152,12 +152,20 @@ class FreshExamples:
             condition = torch.cat([condition, anchors])
         return Batch(latents, timesteps, condition, goal, config.batch_size)
 
+    def _anchors(self, step: int, target: Tensor, generator: torch.Generator) -> Tensor:
+        config = self._frozen.config
+        if config.anchors == "gaussian":
+            return gaussian_anchors(target, config.num_anchors, config.anchor_power, generator)
+        first = (step - 1) * config.num_anchors
+        return self._captions[self._order[first : first + config.num_anchors]]
+
 
 class PooledExamples:
     """Latents of a few whole trajectories, of the concept, of its surrogate and of the anchors, each at its own label.
 
     Target rows stand on both the concept's and the surrogate's trajectories: the latter are where an erased
-    picture passes. Anchor rows stand on the anchors' own trajectories (Gaussian anchors, which have none, on the concept's).
+    picture passes. Anchor rows stand on the anchors' own trajectories (Gaussian anchors, which have none, on the
+    concept's).
     """
 
     def __init__(self, frozen: _Frozen, anchors: Tensor) -> None:

@@ -2,8 +2,8 @@
 
     membrane = yield from train(host, concept, captions, config, seed=0)
 
-The denoiser's own weights never move: hooks add the pair of each site, gradients reach the pairs alone. Whatever ends the
-generator (its end, an exception, `close()`), the hooks come off and the denoiser gets its flags back.
+The denoiser's own weights never move: hooks add the pair of each site, gradients reach the pairs alone. Whatever ends
+the generator (its end, an exception, `close()`), the hooks come off and the denoiser gets its flags back.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from semipermeable.training.captions import CaptionSet
 from semipermeable.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from semipermeable.training.closed_form import StatePairs, cross_attention_sites, pair_states, second_moment, solve
 from semipermeable.training.config import TrainConfig
-from semipermeable.training.examples import Batch, generator_for, make_examples
+from semipermeable.training.examples import Batch, Examples, generator_for, make_examples
 from semipermeable.training.objective import row_losses, total_loss
 
 __all__ = ["Pairs", "StepStats", "Trained", "train"]
@@ -162,8 +162,7 @@ def _prepared(denoiser: nn.Module, config: TrainConfig) -> Generator[None, None,
 def _enable_recomputation(denoiser: Any) -> None:
     denoiser.enable_gradient_checkpointing()
     for module in denoiser.modules():
-        if not isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
-            module.training = True
+        module.training = not isinstance(module, nn.Dropout)
 
 
 @contextlib.contextmanager
@@ -197,16 +196,20 @@ class _Run:
             binding.load_pairs(closed_form_pairs(host, sites, captions, config, [a.states for a in anchors]))
         self._optimizer = torch.optim.AdamW(list(binding.parameters()), lr=config.learning_rate, weight_decay=0.0)
         self._scaler = torch.amp.GradScaler(host.device.type, enabled=config.dtype == "fp16")
-        self._examples = (
-            make_examples(host, config, seed, captions, concept.surrogate, anchors) if config.num_steps else None
-        )
+        self._prepare = lambda: make_examples(host, config, seed, captions, concept.surrogate, anchors)
+        self._examples: Examples | None = None
+
+    def _prepared_examples(self) -> Examples:
+        """The source of batches, made when the first step needs it."""
+        if self._examples is None:
+            self._examples = self._prepare()
+        return self._examples
 
     def advance(self, step: int) -> StepStats:
         """Move the pairs once."""
         config, binding = self._config, self._binding
-        assert self._examples is not None
         binding.gamma = None
-        batch = self._examples.batch(step)
+        batch = self._prepared_examples().batch(step)
         rate = _learning_rate(config, step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -238,8 +241,9 @@ class _Run:
         ceiling = self._config.divergence_factor * max(self._first_loss or 0.0, 0.01)
         if not math.isfinite(loss) or loss > ceiling:
             raise DivergenceError(
-                f"training diverged at step {step}: loss {loss:.3g}, first loss {self._first_loss}, limit {ceiling:.3g}; "
-                f"lower learning_rate (now {self._config.learning_rate:g}) or anchor_weight, or lengthen warmup_steps"
+                f"training diverged at step {step}: loss {loss:.3g}, first loss {self._first_loss}, limit "
+                f"{ceiling:.3g}; lower learning_rate (now {self._config.learning_rate:g}) or anchor_weight, "
+                "or lengthen warmup_steps"
             )
 
     def state(self, seconds: float) -> Checkpoint:

@@ -1,7 +1,7 @@
 """What is minimised, as pure functions of predictions (SPM, Eq. 4 to 8), in the model's own prediction space.
 
-With ε the prediction of the base model, ε_M that of the model with the membrane open, x_t a noisy latent, c_tar, c_sur and
-c_a text conditions:
+With ε the prediction of the base model, ε_M that of the model with the membrane open, x_t a noisy latent, c_tar, c_sur
+and c_a text conditions:
 
     goal    = ε(x_t, c_sur) − η (ε(x_t, c_tar) − ε(x_t, c_sur))                               (Eq. 4, right side)
     L_era   = ‖ε_M(x_t, c_tar) − goal‖²                                                       (Eq. 4)
@@ -9,9 +9,9 @@ c_a text conditions:
     L_anc   = mean over drawn a of ‖ε_M(x_t, c_a) − ε(x_t, c_a)‖²                             (Eq. 5, 7)
     L       = L_era + λ L_anc                                                                 (Eq. 8)
 
-At fixed x_t, ε, v and flow velocity are affine in each other with the same coefficients for every condition, so the goal is
-the same picture in each space; only the weight over t differs (1/α_t² for v, 1/(1−t)² for flow), which λ has to absorb.
-Norms are means over the elements of a row, so λ does not depend on the size of the latent.
+At fixed x_t, ε, v and flow velocity are affine in each other with the same coefficients for every condition, so the
+goal is the same picture in each space; only the weight over t differs (1/α_t² for v, 1/(1−t)² for flow), which λ has
+to absorb. Norms are means over the elements of a row, so λ does not depend on the size of the latent.
 """
 
 import torch

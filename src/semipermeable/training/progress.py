@@ -58,13 +58,13 @@ def board(config: TrainConfig) -> Generator[Show, None, None]:
             "tensorboard logs were asked for, but TensorBoard is not installed; "
             'install it with: pip install "semipermeable[tensorboard]"'
         ) from error
-    writer = SummaryWriter(config.tensorboard)  # pyright: ignore[reportUnknownVariableType]
+    writer = SummaryWriter(config.tensorboard)
     try:
 
         def log(stats: StepStats) -> None:
             for name in ("erasing_loss", "anchoring_loss", "loss", "learning_rate"):
-                writer.add_scalar(f"training/{name}", getattr(stats, name), stats.step)  # pyright: ignore[reportUnknownMemberType]
+                writer.add_scalar(f"training/{name}", getattr(stats, name), stats.step)
 
         yield log
     finally:
-        writer.close()  # pyright: ignore[reportUnknownMemberType]
+        writer.close()
