@@ -6,8 +6,9 @@ template. The threshold lies above every such held-out negative, and above every
 stored (fitted on everything), by a margin. A probe that would then open no held-out positive is off, and the names
 alone decide.
 
-Negatives that contain a name ("cat face" beside "cat") are left to the phrases to keep: in a causal text encoder the
-token "cat" has the same state in both, so no probe could tell them apart there.
+Negatives that contain a name's last token ("cat face" beside "cat", "dande|lion" beside "lion") are left to the names
+and the phrases to keep: in a causal text encoder the token "cat" has one state before whatever follows, so no probe
+could tell them apart there. The rule never asks the probe about such prompts either.
 """
 
 import math
@@ -22,7 +23,7 @@ from torch import Tensor
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.decisions import EncodedPrompt, Json
-from semipermeable.permeability.probe import Probe, fit_probe
+from semipermeable.permeability.probe import Probe, carries_name, fit_probe
 from semipermeable.permeability.prompts import Example, covered, plural
 from semipermeable.permeability.vocabulary import COMPOUNDS
 from semipermeable.permeability.words import find, forms, is_slip, split
@@ -33,9 +34,9 @@ Encode: TypeAlias = Callable[[Sequence[str]], Sequence[EncodedPrompt]]
 
 _VERSION = 1
 _FOLDS = 3
-_MARGIN = 0.25
+_MARGIN = 0.5
 """Part of the way from the highest held-out negative to the median held-out positive."""
-_MIN_MARGIN = 1.0
+_MIN_MARGIN = 2.0
 """Least distance above the highest held-out negative, in log-odds; see docs/gate.md for what the margins give."""
 _MIN_EACH = 6
 _BATCH = 64
@@ -199,8 +200,11 @@ def fit(
     keep = _phrases_to_keep(concept, negatives)
     _check(concept, positives, negatives, keep)
     names = list(encode([form for name in concept.names for form in dict.fromkeys((name, plural(name)))]))
-    apart = [e for e in negatives if not any(find(name, split(e.text), known=None) for name in concept.names)]
-    opens, others = _encode(encode, positives), _encode(encode, apart)
+    opens = _encode(encode, positives)
+    pairs = [(e, p) for e, p in zip(negatives, _encode(encode, negatives), strict=True) if not carries_name(p, names)]
+    apart, others = [e for e, _ in pairs], [p for _, p in pairs]
+    if not apart:
+        raise CalibrationError(f"every negative contains a token of {concept.name!r}; pass prompts about other things")
     high, low = _held_out_scores(positives, opens, apart, others, names, generator)
     probe = fit_probe(opens, others, names)
     if probe is None:

@@ -22,7 +22,7 @@ class PaperTransport:
     """The paper's rule.
 
     Args:
-        encoding: which text encodings the cosine takes: "flattened", the conditioning of shape (sequence · dim,) with BOS
+        encoding: which text encodings the cosine takes: "flattened", the conditioning (sequence · dim,) with BOS
             and padding; or "pooled", the encoder's pooled vector (dim,).
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semipermeable.permeability.decisions import EncodedPrompt
 
-__all__ = ["Probe", "fit_probe", "own_states", "token_spans"]
+__all__ = ["Probe", "carries_name", "fit_probe", "own_states", "token_spans"]
 
 _DECAY = 1e-2
 _NEWTON_STEPS = 6
@@ -53,6 +53,11 @@ def token_spans(prompt: EncodedPrompt, name: EncodedPrompt) -> list[tuple[int, i
         and _at_border(prompt.tokens, i)
         and _at_border(prompt.tokens, i + length)
     ]
+
+
+def carries_name(prompt: EncodedPrompt, names: Sequence[EncodedPrompt]) -> bool:
+    """Whether the last token of a name is among a prompt's tokens, be it inside another word ("dande|lion")."""
+    return any(name.token_ids and name.token_ids[-1] in prompt.token_ids for name in names)
 
 
 def _at_border(tokens: Sequence[str], index: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
-from semipermeable.permeability.vocabulary import COMPOUNDS, NOUNS, STYLES
+from semipermeable.permeability.vocabulary import CAPTIONS, COMPOUNDS, NOUNS, STYLES
 from semipermeable.permeability.words import Span, find, forms, split
 
 __all__ = ["Example", "Kind", "covered", "kind_of", "negatives", "plural", "wordings"]
@@ -152,10 +152,12 @@ def covered(span: Span, words_of: str, keep: Sequence[str]) -> bool:
 
 
 def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | None = None) -> list[Example]:
-    """Return prompts about anything else: other subjects in the templates of `wordings`, other captions as they are.
+    """Return prompts about anything else: other subjects in the templates of `wordings`, captions as they are.
+
+    A few built-in sentences about nothing in particular are always among them.
 
     Args:
-        concept: what must not be meant; entries of `vocabulary` that mean it are skipped; "cat face" does not mean "cat".
+        concept: what must not be meant; entries of `vocabulary` that mean it go ("cat face" does not mean "cat").
         vocabulary: names of other objects and styles, or whole captions; () takes built-in English nouns and styles.
         kind: "object" or "style" concept; None asks `kind_of`.
 
@@ -163,12 +165,12 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
         CalibrationError: if nothing is left.
     """
     kind = kind or kind_of(concept)
-    given = list(
-        dict.fromkeys(" ".join(entry.split()) for entry in (*concept.keep, *(vocabulary or (*NOUNS, *STYLES))))
-    )
+    entries = (*concept.keep, *(vocabulary or (*NOUNS, *STYLES)))
+    given = list(dict.fromkeys(" ".join(entry.split()) for entry in entries))
     phrases = [entry for entry in given if entry and not _is_caption(entry) and not _means(concept, entry)]
     keep = [*phrases, *COMPOUNDS]
-    captions = [entry for entry in given if _is_caption(entry) and not _opens(concept, entry, keep)]
+    told = [entry for entry in given if _is_caption(entry) and not _opens(concept, entry, keep)]
+    captions = told + [entry for entry in CAPTIONS if not _opens(concept, entry, keep)]
     companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
     paints = [word for word in _PAINTS if not _mentions(concept, word)]
     examples = [Example(caption, caption, caption) for caption in captions]
@@ -184,7 +186,7 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
             paints[: 4 if kind == "object" else None] if "_s}" in template or "{s}" in template else paints[:1]
         ):
             examples.append(Example(_write(template, "", companions[row], paint), template, template))
-    if not (captions or phrases):
+    if not (told or phrases):
         raise CalibrationError(
             f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of `vocabulary` mean "
             "it; pass names of other things"

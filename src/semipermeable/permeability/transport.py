@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.calibration import Calibration
 from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept
-from semipermeable.permeability.probe import token_spans
+from semipermeable.permeability.probe import carries_name, token_spans
 from semipermeable.permeability.prompts import covered
 from semipermeable.permeability.vocabulary import COMPOUNDS, known_words
 from semipermeable.permeability.words import find, found_as_text, split
@@ -59,6 +59,8 @@ class Transport:
         kept += [phrase for phrase in concept.concept.keep if find(phrase, words, known=None, across=False)]
         if kept:
             return Decision(0.0, f"inside a phrase to keep: {kept[0]!r}", matched=tuple(kept))
+        if carries_name(prompt, concept.encoded):
+            return Decision(0.0, "a name's token, but inside another word")
         return _by_probe(prompt, calibration)
 
 

@@ -1,6 +1,6 @@
 """Plain English for calibrating gates: concrete nouns, styles, and compounds that are not what their last word says."""
 
-__all__ = ["COMPOUNDS", "LOOKALIKES", "NOUNS", "STYLES", "known_words"]
+__all__ = ["CAPTIONS", "COMPOUNDS", "LOOKALIKES", "NOUNS", "STYLES", "known_words"]
 
 
 def _phrases(text: str) -> tuple[str, ...]:
@@ -62,6 +62,42 @@ hammerhead shark, shipwreck, spaceship, space ship, fire truck, doughnut, nutcra
 parking meter
 """)
 """Names of other things that contain the name of a thing; never taken for it, calibrated or not."""
+
+CAPTIONS = (
+    "my holiday in the south of france",
+    "i would like to see something really beautiful today",
+    "your best idea ever, made with love",
+    "these are the days of our lives",
+    "he was running through the market with his sister",
+    "she whispered a secret behind the curtain",
+    "award winning design, trending, sharp focus, 4k",
+    "a masterpiece by an unknown artist",
+    "cinematic lighting, volumetric fog, wide angle lens",
+    "minimal logo for a startup company",
+    "the quick journey of an ordinary family",
+    "what is this? nobody knows!",
+    "happy new year 2024",
+    "old friends meeting again after many years",
+    "black and white portrait of an elderly lady",
+    "a busy street during rush hour",
+    "interior of a modern kitchen, bright colours",
+    "floating geometric forms, purple gradient",
+    "handwritten letter on yellow parchment",
+    "crowd waving at a concert, confetti",
+    "close-up of wet skin with freckles",
+    "an ancient ruin overgrown by vines",
+    "warm summer evening on the balcony",
+    "texture of rough concrete and rust",
+    "some very weird and wonderful machinery",
+    "the meaning of freedom, expressed in three shapes",
+    "wedding invitation with ornate border",
+    "infographic about economic growth",
+    "zqxj vrrm kloptw",
+    "foggy morning, nobody around, silence",
+    "a favor for somebody special",
+    "hand drawn doodle, quirky and cute",
+)
+"""Sentences about nothing in particular, so that a fit sees words that no template holds."""
 
 LOOKALIKES = _phrases("""
 act, acts, god, gods, loin, loins, form, from, form, brae, bare, bred, money, thicken, timer, tier, tiers, titer,
