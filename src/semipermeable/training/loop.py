@@ -32,7 +32,7 @@ from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import Batch, Examples, generator_for, make_examples
 from semipermeable.training.objective import row_losses, total_loss
 
-__all__ = ["Pairs", "StepStats", "Trained", "train"]
+__all__ = ["Pairs", "StepStats", "Trained", "closed_form_pairs", "fingerprint", "train"]
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,7 +102,7 @@ def train(
     denoiser = host.denoiser
     refuse_rewritten(denoiser)
     path = None if config.checkpoint is None else Path(config.checkpoint)
-    print_ = _fingerprint(host, concept, captions, config, seed)
+    print_ = fingerprint(host, concept, captions, config, seed)
     resumed = None if path is None else read_checkpoint(path, print_)
     with _prepared(denoiser, config), _scope(host, config, seed) as binding:
         began = time.monotonic() - (resumed.seconds if resumed else 0.0)
@@ -126,7 +126,8 @@ def _existing(path: Path | None) -> str | None:
     return str(path) if path is not None and path.exists() else None
 
 
-def _fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, seed: int) -> str:
+def fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, seed: int) -> str:
+    """Return a digest of everything that decides a run: only the same run may resume from a checkpoint."""
     story = [
         dataclasses.asdict(concept),
         dataclasses.asdict(captions),

@@ -1,0 +1,18 @@
+"""Fixtures of the tests of training."""
+
+import pytest
+from training_helpers import make_tiny_pipe
+
+from semipermeable.hosts import host_for
+
+
+@pytest.fixture
+def tiny_pipe(pipe):
+    """See `make_tiny_pipe`."""
+    return make_tiny_pipe(pipe)
+
+
+@pytest.fixture
+def host(tiny_pipe):
+    """Host of the tiny pipeline."""
+    return host_for(tiny_pipe)

@@ -1,0 +1,67 @@
+import pytest
+
+from semipermeable import zoo
+from semipermeable.concept import Concept
+from semipermeable.training import captions_for, enrich
+from semipermeable.training.captions import spec_of
+
+SPEC = zoo.spec("emoji")
+
+
+def test_the_bundled_pipeline_is_recognised(pipe):
+    assert spec_of(pipe) == SPEC
+    assert spec_of(object()) is None
+
+
+def test_a_plain_name_is_completed_from_the_spec():
+    cat = enrich("cat", SPEC)
+    assert cat.surrogate == SPEC.object("cat").group
+    assert cat.aliases == SPEC.object("cat").aliases
+    assert "cat face" in cat.keep
+    assert enrich("neon", SPEC) == Concept("neon")
+    assert enrich("zeppelin", SPEC) == Concept("zeppelin")
+    assert enrich("cat", None) == Concept("cat")
+
+
+def test_a_written_concept_is_respected():
+    own = Concept("cat", surrogate="dog")
+    assert enrich(own, SPEC) == own
+    assert enrich(Concept("cat"), SPEC) == Concept("cat", surrogate=SPEC.object("cat").group)
+
+
+def test_the_surrogate_stands_in_the_wording():
+    captions = captions_for(enrich("cat", SPEC), SPEC)
+    pairs = dict(zip(captions.targets, captions.surrogates, strict=True))
+    assert pairs["a neon icon of a cat"] == "a neon icon of an animal"
+    assert pairs["a cat in 3d style"] == "an animal in 3d style"
+
+
+def test_an_empty_surrogate_drops_the_phrase():
+    style = captions_for(enrich("neon", SPEC), SPEC)
+    pairs = dict(zip(style.targets, style.surrogates, strict=True))
+    assert pairs["a neon icon of a cat"] == "an icon of a cat"
+    assert pairs["a neon icon"] == "an icon"
+
+
+@pytest.mark.parametrize("name", ["cat", "neon", "dog"])
+def test_anchors_never_speak_of_the_concept(name):
+    captions = captions_for(enrich(name, SPEC), SPEC)
+    bare = [text.replace("cat face", "") for text in captions.anchors]
+    assert bare
+    assert not [text for text in bare if name in text.replace(",", " ").split()]
+    assert set(captions.twins) <= set(captions.anchors)
+
+
+def test_near_neighbours_are_anchors():
+    captions = captions_for(enrich("cat", SPEC), SPEC)
+    for name in SPEC.object("cat").twins:
+        assert any(name in text for text in captions.twins)
+
+
+def test_other_pipelines_get_general_captions():
+    captions = captions_for(Concept("Van Gogh", surrogate="painter"), None)
+    assert "a photo of painter" in captions.surrogates
+    dropped = captions_for(Concept("cat"), None)
+    assert dropped.surrogates[dropped.targets.index("a photo of a cat")] == "a photo"
+    assert "a cat on a mat" not in dropped.anchors
+    assert "a dog on a sofa" in dropped.anchors

@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from semipermeable.errors import ConfigError
+from semipermeable.training import TrainConfig, presets
+
+
+def test_presets_are_usable():
+    assert presets() == ("fast", "paper")
+    assert TrainConfig.from_preset("fast") == TrainConfig()
+    for preset in presets():
+        TrainConfig.from_preset(preset)
+
+
+def test_the_papers_hyper_parameters():
+    paper = TrainConfig.from_preset("paper")
+    assert (paper.rank, paper.num_steps, paper.batch_size, paper.num_anchors) == (1, 3000, 1, 4)
+    assert (paper.learning_rate, paper.schedule, paper.warmup_steps) == (1e-4, "cosine_restarts", 500)
+    assert (paper.anchor_weight, paper.anchor_power, paper.negative_guidance) == (1e3, 1.0, 1.0)
+    assert (paper.sampling_steps, paper.closed_form, paper.reuse_trajectories) == (30, False, False)
+
+
+def test_it_is_frozen_and_keyword_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().rank = 2
+    with pytest.raises(TypeError):
+        TrainConfig(1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("rank", 0, "rank must be at least 1, found 0"),
+        ("rank", 1.5, "rank must be a whole number"),
+        ("num_steps", True, "num_steps must be a whole number"),
+        ("learning_rate", 0.0, "learning_rate must be above 0"),
+        ("learning_rate", float("nan"), "learning_rate must be a finite number"),
+        ("anchor_weight", -1.0, "anchor_weight must be at least 0"),
+        ("twin_share", 1.5, r"twin_share must be in \[0, 1\]"),
+        ("dtype", "fp32", "dtype must be one of None, 'bf16', 'fp16'"),
+        ("schedule", "linear", "schedule must be one of 'cosine_restarts'"),
+    ],
+)
+def test_unusable_values_are_named(field, value, says):
+    with pytest.raises(ConfigError, match=says):
+        TrainConfig(**{field: value})
+
+
+def test_unknown_names_suggest_close_ones():
+    with pytest.raises(ConfigError, match="unknown preset 'fsat'; did you mean 'fast'"):
+        TrainConfig.from_preset("fsat")
+    with pytest.raises(ConfigError, match="unknown training setting 'anchor_wieght'; did you mean 'anchor_weight'"):
+        TrainConfig.from_preset("fast", anchor_wieght=3)
+
+
+def test_json_leaves_out_where_files_go():
+    a = TrainConfig(checkpoint="a", preview_every=3, tensorboard="b").to_json()
+    assert a == TrainConfig().to_json()
+    assert "checkpoint" not in a
+    assert a["rank"] == 1

@@ -1,0 +1,214 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from semipermeable.errors import ConfigError, DivergenceError
+from semipermeable.training import train
+from semipermeable.training.checkpoint import read_checkpoint
+from semipermeable.training.loop import fingerprint
+from training_helpers import CAPTIONS, CONCEPT, finish, quick
+
+GOLDEN_FAST = []
+GOLDEN_PAPER = []
+
+
+def _equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(x, y) for n in a for x, y in zip(a[n], b[n], strict=True))
+
+
+def _weights(host):
+    return {name: value.clone() for name, value in host.denoiser.state_dict().items()}
+
+
+def _num_hooks(host):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in host.denoiser.modules())
+
+
+@pytest.mark.parametrize(("preset", "golden"), [("fast", GOLDEN_FAST), ("paper", GOLDEN_PAPER)])
+def test_golden_losses(host, preset, golden):
+    figures, _ = finish(host, quick(preset, num_steps=3))
+    assert_close([f.erasing_loss for f in figures], golden, rtol=2e-3, atol=1e-7)
+
+
+def test_erasing_loss_falls(host):
+    config = quick(num_steps=60, learning_rate=1e-2, closed_form=False, anchor_weight=0.1, batch_size=4)
+    figures, _ = finish(host, config)
+    losses = [f.erasing_loss for f in figures]
+    assert sum(losses[-15:]) < 0.6 * sum(losses[:15])
+
+
+def test_anchors_hold_what_is_kept(host):
+    config = quick(num_steps=40, learning_rate=1e-2, closed_form=False, batch_size=4, num_anchors=4)
+    free, _ = finish(host, config.__class__(**{**vars(config), "anchor_weight": 0.0}))
+    held, _ = finish(host, config.__class__(**{**vars(config), "anchor_weight": 100.0}))
+    assert held[-1].anchoring_loss < 0.5 * free[-1].anchoring_loss
+
+
+def test_a_fresh_membrane_without_closed_form_changes_nothing(host):
+    _, trained = finish(host, quick(num_steps=0, closed_form=False))
+    assert all(not u.any() and v.any() for u, v in trained.pairs.values())
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_same_seed_same_membrane_other_seed_another(host, preset):
+    config = quick(preset, num_steps=3, warmup_steps=1)
+    first, second, third = (finish(host, config, seed=seed)[1].pairs for seed in (5, 5, 6))
+    assert _equal(first, second)
+    assert not _equal(first, third)
+
+
+def test_the_base_model_is_left_as_it_was(host):
+    before, flags = _weights(host), [p.requires_grad for p in host.denoiser.parameters()]
+    modes = [m.training for m in host.denoiser.modules()]
+    finish(host, quick(gradient_checkpointing=True))
+    after = _weights(host)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert _num_hooks(host) == 0
+    assert [p.requires_grad for p in host.denoiser.parameters()] == flags
+    assert [m.training for m in host.denoiser.modules()] == modes
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in host.denoiser.modules())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, GeneratorExit])
+def test_hooks_are_gone_after_an_exception(host, error):
+    steps = train(host, CONCEPT, CAPTIONS, quick(), seed=0)
+    next(steps)
+    assert _num_hooks(host) > 0
+    with pytest.raises(error):
+        steps.throw(error)
+    assert _num_hooks(host) == 0
+    assert all(p.requires_grad for p in host.denoiser.parameters())
+
+
+def test_gradient_checkpointing_gives_the_same_membrane(host):
+    plain, recomputed = (finish(host, quick(gradient_checkpointing=flag))[1].pairs for flag in (False, True))
+    for name, (u, v) in plain.items():
+        assert_close(recomputed[name][0], u, atol=1e-6, rtol=1e-4)
+        assert_close(recomputed[name][1], v, atol=1e-6, rtol=1e-4)
+
+
+def test_cached_predictions_are_those_computed_in_every_step(host):
+    once, each = (finish(host, quick(cache_frozen=flag))[0] for flag in (True, False))
+    assert_close([f.loss for f in once], [f.loss for f in each], rtol=1e-3, atol=1e-6)
+
+
+def test_the_unneeded_unconditional_half_changes_nothing(host):
+    without, computed = (
+        finish(host, quick("paper", num_steps=3, skip_unconditional=flag))[0] for flag in (True, False)
+    )
+    assert_close([f.loss for f in without], [f.loss for f in computed], rtol=1e-3, atol=1e-6)
+
+
+def test_bf16_autocast_keeps_fp32_pairs(host):
+    figures, trained = finish(host, quick(num_steps=2, dtype="bf16"))
+    exact, _ = finish(host, quick(num_steps=2))
+    assert all(u.dtype == v.dtype == torch.float32 for u, v in trained.pairs.values())
+    assert figures[0].erasing_loss != exact[0].erasing_loss
+    assert_close(figures[0].erasing_loss, exact[0].erasing_loss, rtol=0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_resumed_is_never_stopped(host, tmp_path, preset):
+    path = tmp_path / "state.safetensors"
+    config = quick(preset, checkpoint=str(path), checkpoint_every=2, warmup_steps=1)
+    whole, expected = finish(host, quick(preset, warmup_steps=1))
+    steps = train(host, CONCEPT, CAPTIONS, config, seed=0)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    figures, trained = finish(host, config)
+    assert [f.step for f in figures] == [3, 4, 5, 6]
+    assert [f.loss for f in figures] == [f.loss for f in whole[2:]]
+    assert _equal(trained.pairs, expected.pairs)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_another_run_is_refused(host, tmp_path):
+    path = tmp_path / "state.safetensors"
+    finish(host, quick(checkpoint=str(path)))
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        finish(host, quick(checkpoint=str(path)), seed=1)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="is not a training checkpoint"):
+        finish(host, quick(checkpoint=str(path)))
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(host, tmp_path):
+    path = tmp_path / "state.safetensors"
+    config = quick(
+        num_steps=50, learning_rate=1e4, warmup_steps=0, checkpoint=str(path), checkpoint_every=1, divergence_factor=10
+    )
+    with pytest.raises(DivergenceError, match=r"diverged at step \d+.*lower learning_rate") as caught:
+        finish(host, config)
+    assert caught.value.checkpoint == str(path)
+    assert path.exists()
+    assert _num_hooks(host) == 0
+
+
+def test_previews_are_drawn_with_the_membrane_open_and_training_goes_on_as_without(host, monkeypatch):
+    # the bundled VAE does not fit the tiny UNet's latents: the pipeline's call is recorded, not made
+    calls, drawn = [], []
+
+    def call(pipe, prompts, **options):
+        hooks = [hook for module in pipe.unet.modules() for hook in module._forward_hooks.values()]
+        calls.append((prompts, len(hooks) > 0, options["num_inference_steps"]))
+        return SimpleNamespace(images=["image"])
+
+    monkeypatch.setattr(type(host.pipe), "__call__", call)
+    config = quick(preview=lambda step, images: drawn.append((step, images)), preview_every=3)
+    shown, trained = finish(host, config)
+    _, plain = finish(host, quick())
+    assert drawn == [(3, ["image"]), (6, ["image"])]
+    assert calls == [([CAPTIONS.targets[0], CAPTIONS.anchors[0]], True, 20)] * 2
+    assert len(shown) == 6
+    assert _equal(trained.pairs, plain.pairs)
+
+
+def test_gradient_checkpointing_does_recompute(host):
+    calls = []
+    block = next(m for m in host.denoiser.modules() if type(m).__name__ == "BasicTransformerBlock")
+    handle = block.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    numbers = []
+    for flag in (False, True):
+        calls.clear()
+        finish(host, quick(num_steps=1, gradient_checkpointing=flag))
+        numbers.append(len(calls))
+    handle.remove()
+    assert numbers[1] == numbers[0] + 1
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_loses_at_most_the_steps_since_the_last_checkpoint(host, tmp_path):
+    path = tmp_path / "state.safetensors"
+    command = [sys.executable, str(Path(__file__).parents[1] / "training_helpers.py"), str(path)]
+    process = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.PIPE, text=True)
+    try:
+        seen = 0
+        while seen < 8:
+            line = process.stdout.readline()
+            assert line, "the training process ended by itself"
+            seen = int(line)
+        time.sleep(0.013)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.stdout.close()
+        process.wait()
+    last = int(rest[-1]) if rest else seen
+    killed = quick(num_steps=100_000, checkpoint=str(path), checkpoint_every=1, schedule="constant")
+    state = read_checkpoint(path, fingerprint(host, CONCEPT, CAPTIONS, killed, 0))
+    assert state.step >= last
+    # under a constant rate, a run of this length is the beginning of the one that was killed
+    _, expected = finish(host, quick(num_steps=state.step, schedule="constant"))
+    for name, (u, v) in expected.pairs.items():
+        assert_close(state.tensors[f"{name}/u"], u, atol=1e-6, rtol=1e-4)
+        assert_close(state.tensors[f"{name}/v"], v, atol=1e-6, rtol=1e-4)

@@ -1,0 +1,68 @@
+"""A tiny random pipeline, a few captions, and one run of the training generator.
+
+As a script it trains for ever, with a checkpoint after every step, until it is killed: `test_train_loop.py` does that.
+"""
+
+import sys
+
+import torch
+
+from semipermeable import zoo
+from semipermeable.concept import Concept
+from semipermeable.hosts import host_for
+from semipermeable.training import CaptionSet, TrainConfig, train
+
+CONCEPT = Concept("cat", surrogate="animal", keep=("cat face",))
+CAPTIONS = CaptionSet(
+    names=("cat",),
+    targets=("a neon icon of a cat", "a flat icon of a cat"),
+    surrogates=("a neon icon of an animal", "a flat icon of an animal"),
+    spans=("cat", "cat"),
+    anchors=("a neon icon of a dog", "a flat icon of a car", "a flat icon of a cat face", "a tree"),
+    twins=("a flat icon of a cat face",),
+)
+QUICK = {"num_steps": 6, "sampling_steps": 4, "num_trajectories": 2, "num_anchors": 2, "batch_size": 2}
+
+
+def quick(preset="fast", **overrides):
+    """A configuration of a few small steps."""
+    return TrainConfig.from_preset(preset, **{**QUICK, **overrides})
+
+
+def make_tiny_pipe(pipe):
+    """The bundled pipeline with a small random UNet in the place of its own."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=pipe.text_encoder.config.hidden_size,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+    tiny = type(pipe)(**{**pipe.components, "unet": unet.eval()}, requires_safety_checker=False)
+    tiny.set_progress_bar_config(disable=True)
+    return tiny
+
+
+def finish(host, config, *, seed=0, captions=CAPTIONS):
+    """Return (figures of every step, the trained result)."""
+    steps = train(host, CONCEPT, captions, config, seed=seed)
+    figures = []
+    while True:
+        try:
+            figures.append(next(steps))
+        except StopIteration as end:
+            return figures, end.value
+
+
+if __name__ == "__main__":
+    pipe = make_tiny_pipe(zoo.load("emoji"))
+    config = quick(num_steps=100_000, checkpoint=sys.argv[1], checkpoint_every=1, schedule="constant")
+    for stats in train(host_for(pipe), CONCEPT, CAPTIONS, config, seed=0):
+        print(stats.step, flush=True)  # noqa: T201
