@@ -1,0 +1,43 @@
+"""The `spm` command: its sub-commands, `--version`, and the entry point."""
+
+from typing import Annotated
+
+import typer
+
+from semipermeable import __version__
+from semipermeable.cli import demo, erase, generate, inspect, zoo
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="spm",
+    help="Erase concepts from text-to-image diffusion models with membranes: rank-1 adapters, gated per prompt.",
+    epilog='First look:  spm demo      One concept:  spm erase "cat" --out cat.safetensors',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("erase", epilog=erase.EXAMPLE)(erase.erase_command)
+app.command("generate", epilog=generate.EXAMPLE)(generate.generate_command)
+app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect_command)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo_command)
+app.add_typer(zoo.app, name="zoo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"semipermeable {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="spm")

@@ -1,0 +1,1 @@
+"""Measure what an erasure does: figures with their intervals, the demo, and reports."""
