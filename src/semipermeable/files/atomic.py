@@ -1,0 +1,75 @@
+"""Write a file whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder."""
+
+import errno
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from semipermeable.errors import OutputError
+
+__all__ = ["write_atomically"]
+
+_NEXT_STEP = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "your quota is used up; free some space, or choose another disk",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EISDIR: "the path is a folder; add a file name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""Some network file systems cannot sync a folder; the file itself is synced by then."""
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`; a failure leaves what was there before, and no other file.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        data: its whole content.
+
+    Raises:
+        OutputError: if it cannot be written, with the reason and the next step.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        try:
+            _write_and_sync(temporary, data)
+            os.replace(temporary, target)  # noqa: PTH105 - the rename is what makes it atomic; tests make it fail
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+    except (OSError, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        step = _NEXT_STEP.get(number or 0, "choose another path")
+        raise OutputError(f"cannot write {str(target)!r}: {reason}; {step}") from error
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    # os.open and not tempfile: the file gets the permissions that the user's umask gives any new file.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Read a membrane from any file this package knows, telling the formats apart by content."""
+
+import dataclasses
+import os
+
+from semipermeable.errors import MembraneError
+from semipermeable.files.container import fail, open_container
+from semipermeable.files.foreign import is_foreign, read_foreign
+from semipermeable.files.metadata import KEY
+from semipermeable.files.native import read_native
+from semipermeable.membrane import Membrane
+
+__all__ = ["load"]
+
+
+def load(path: str | os.PathLike[str], *, gate_power: int | None = None) -> Membrane:
+    """Read a membrane.
+
+    Args:
+        path: a membrane file, a checkpoint of SPM's reference implementation, or a kohya or LECO LoRA file.
+        gate_power: exponent on γ, 1 or 2; None takes what the file says (2 for the reference implementation's).
+
+    Returns:
+        The membrane; one of another format keeps its names until `attach` knows the denoiser.
+
+    Raises:
+        MembraneFileError: if the file is missing, damaged, hostile or of another kind; `key` names the culprit.
+        MembraneError: if `gate_power` is neither 1 nor 2.
+    """
+    if gate_power is not None and gate_power not in (1, 2):
+        raise MembraneError(f"gate_power must be 1 (the paper) or 2 (its reference code), found {gate_power!r}")
+    with open_container(path) as container:
+        if KEY in container.metadata:
+            membrane = read_native(container)
+        elif is_foreign(container):
+            membrane = read_foreign(container)
+        else:
+            first = min(container.entries, default=None)
+            what = f"first tensor {first!r}" if first else "no tensor"
+            fail(
+                container.path,
+                f"is no membrane ({what}, no metadata key {KEY!r}); expected a file that `spm erase` or "
+                "semipermeable.save wrote, or a LoRA with lora_unet_… names",
+                first,
+            )
+    return membrane if gate_power is None else dataclasses.replace(membrane, gate_power=gate_power)
