@@ -13,7 +13,7 @@ from semipermeable.zoo.bundle import bundle_folder, bundle_names, read_manifest,
 from semipermeable.zoo.spec import Canary, ZooObject, ZooSpec, read_spec
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     from semipermeable.zoo.judges import Clip, Judge, RealStatistics
 
@@ -21,10 +21,8 @@ __all__ = [
     "Canary",
     "ZooObject",
     "ZooSpec",
-    "build",
     "captions",
     "clip",
-    "evaluate",
     "info",
     "judge",
     "load",
@@ -77,13 +75,28 @@ def load(name: str) -> "StableDiffusionPipeline":
         ZooError: if a file is missing or damaged.
     """
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = bundle_folder(name)
     verify(folder, ["pipeline/"])
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder / "pipeline", torch_dtype=torch.float32, local_files_only=True
+    parts = folder / "pipeline"
+    # Part by part: the pipeline's own loader draws a progress bar that nothing but global state turns off.
+    scheduler: Any = DDIMScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae", local_files_only=True),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32, local_files_only=True),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", local_files_only=True),
+        scheduler=scheduler,
+        safety_checker=None,  # pyright: ignore[reportArgumentType] - optional in fact
+        feature_extractor=None,  # pyright: ignore[reportArgumentType] - optional in fact
+        requires_safety_checker=False,
     )
+    pipeline.to(dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,7 +1,8 @@
 """Where bundled models lie, and the check that they are what was shipped.
 
-A bundle is a folder `assets/<name>/` with a `manifest.json` that lists every file with its size and SHA-256. Nothing is read
-before its digest was compared: a truncated download or a Git LFS pointer is named instead of failing deep inside torch.
+A bundle is a folder `assets/<name>/` with a `manifest.json` that lists every file with its size and SHA-256. Nothing
+is read before its digest was compared: a truncated download or a Git LFS pointer is named instead of failing deep
+inside torch.
 """
 
 import hashlib

@@ -1,10 +1,11 @@
 """Judges of generated pictures: a classifier of object and style, and a small CLIP of its own.
 
-Both saw real icons only, never a generated picture, and share no weight with each other or with the pipeline. The trunk is a
-residual network on 64×64 pixels; features are the concatenated mean and maximum over the last map. All pictures are in
-[0, 1], shape (B, 3, 64, 64).
+Both saw real icons only, never a generated picture, and share no weight with each other or with the pipeline. The
+trunk is a residual network on 64×64 pixels; features are the concatenated mean and maximum over the last map. All
+pictures are in [0, 1], shape (B, 3, 64, 64).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,8 @@ class Verdict(NamedTuple):
     style: Tensor
 
 
-class RealStatistics(NamedTuple):
+@dataclass(frozen=True)
+class RealStatistics:
     """Mean (D) and covariance (D, D) of the judge's features over real icons, float64, for the Fréchet distance."""
 
     mean: Tensor
@@ -67,6 +69,7 @@ class Trunk(nn.Module):
         self.width = 2 * widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, D) of pictures in [0, 1]."""
         h = self.layers(images * 2 - 1)
         return torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)
 
@@ -82,6 +85,7 @@ class JudgeNetwork(nn.Module):
         self.style_head = nn.Linear(self.trunk.width, num_styles)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return object logits and style logits of pictures in [0, 1]."""
         features = self.drop(self.trunk(images))
         return self.object_head(features), self.style_head(features)
 
@@ -119,7 +123,8 @@ def _check(images: Tensor) -> Tensor:
 
 def _widths(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
     first, second, third, fourth = (
-        weights[f"trunk.layers.{key}"].shape[0] for key in ("0.weight", "3.skip.weight", "4.skip.weight", "5.skip.weight")
+        weights[f"trunk.layers.{key}"].shape[0]
+        for key in ("0.weight", "3.skip.weight", "4.skip.weight", "5.skip.weight")
     )
     return first, second, third, fourth
 
@@ -152,6 +157,7 @@ class Judge:
         return self.network.trunk(_check(images))
 
     def __call__(self, images: Tensor) -> Verdict:
+        """Return the most likely object and style of each picture."""
         objects, styles = self.logits(images)
         return Verdict(objects.argmax(1), styles.argmax(1))
 

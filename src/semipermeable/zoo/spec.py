@@ -1,7 +1,7 @@
 """What a bundled model was taught to draw: plain, frozen data without torch.
 
-A `ZooSpec` names every object and style, the words they go by, and which objects are easily taken for each other. Training
-draws anchors from it, gates are calibrated with it, evaluations and demos write their prompts with it.
+A `ZooSpec` names every object and style, the words they go by, and which objects are easily taken for each other.
+Training draws anchors from it, gates are calibrated with it, evaluations and demos write their prompts with it.
 """
 
 import json

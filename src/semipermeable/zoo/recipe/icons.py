@@ -1,7 +1,7 @@
 """Public icon sets: pinned, checksummed, rendered to RGBA drawings.
 
-Sets under share-alike or proprietary terms are left out on purpose. The fluent sets are one family: its flat and 3d versions
-are the same drawing, so that a split by drawing must keep them together (`FAMILY`).
+Sets under share-alike or proprietary terms are left out on purpose. The fluent sets are one family: its flat and 3d
+versions are the same drawing, so that a split by drawing must keep them together (`FAMILY`).
 """
 
 import io
@@ -126,7 +126,9 @@ class Drawings:
 
     def save(self, path: Path) -> None:
         """Write all drawings to one `.npz`, atomically."""
-        arrays = {f"pixels/{k}": v for k, v in self.pixels.items()} | {f"present/{k}": v for k, v in self.present.items()}
+        arrays = {f"pixels/{k}": v for k, v in self.pixels.items()} | {
+            f"present/{k}": v for k, v in self.present.items()
+        }
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
         partial.replace(path)

@@ -1,8 +1,8 @@
 """Styles: deterministic filters from one drawing (premultiplied RGBA, 64×64, in [0, 1]) to one picture (RGB).
 
-Every style is a pure function of the drawing, so that all designers can be shown in all styles and a judge of styles can be
-tested on drawings it never saw. A drawing is first placed: scaled and shifted a little, never mirrored (a model this small
-averages the mirror images of one drawing into a two-headed cat).
+Every style is a pure function of the drawing, so that all designers can be shown in all styles and a judge of styles
+can be tested on drawings it never saw. A drawing is first placed: scaled and shifted a little, never mirrored (a
+model this small averages the mirror images of one drawing into a two-headed cat).
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def place(drawing: NDArray[np.uint8], *, scale: float = 0.92, shift: tuple[float
     blur = max(0.0, 0.33 * (step - 0.6))
     image = ndimage.gaussian_filter(image, (blur, blur, 0))
     origin = (side - 1) / 2 - step * ((SIZE - 1) / 2)
-    offset = [origin - shift[0] * side, origin - shift[1] * side]
+    offset: Any = [origin - shift[0] * side, origin - shift[1] * side]
     channels = [
         ndimage.affine_transform(image[..., c], [step, step], offset=offset, output_shape=(SIZE, SIZE), order=1)
         for c in range(4)
@@ -66,7 +66,9 @@ def _over(drawing: Image, ground: Any) -> Image:
 
 def _edges(image: Image, sigma: float) -> Image:
     smooth = ndimage.gaussian_filter(image, (sigma, sigma, 0))
-    return np.hypot(ndimage.sobel(smooth, 1), ndimage.sobel(smooth, 0)).max(-1)
+    right: Image = ndimage.sobel(smooth, 1)
+    down: Image = ndimage.sobel(smooth, 0)
+    return np.hypot(right, down).max(-1)
 
 
 def _saturate(colour: Image, gain: float) -> Image:
@@ -88,7 +90,8 @@ def _ground(drawing: Image) -> Image:
 def _relief(drawing: Image) -> Image:
     """Inflate the silhouette and the tones, and light them from the upper left."""
     alpha = drawing[..., 3]
-    depth = np.sqrt(ndimage.distance_transform_edt(alpha > 0.5))
+    inward: Any = ndimage.distance_transform_edt(alpha > 0.5)
+    depth: Image = np.sqrt(inward)
     height = ndimage.gaussian_filter(depth + 1.2 * (drawing[..., :3] @ _LUMA), 1.2)
     down, right = np.gradient(height)
     light = np.clip(0.72 - 0.55 * (down + right) / np.sqrt(1 + down**2 + right**2), 0.35, 1.15)
@@ -137,7 +140,8 @@ def _panes() -> tuple[NDArray[np.int64], Image]:
     generator = np.random.default_rng(7)
     rows, columns = np.mgrid[0:6, 0:6]
     centres = (np.stack([rows, columns], -1).reshape(-1, 2) + generator.uniform(0.15, 0.85, (36, 2))) * SIZE / 6
-    grid = np.stack(np.mgrid[:SIZE, :SIZE], -1)
+    down, right = np.mgrid[:SIZE, :SIZE]
+    grid = np.stack([down, right], -1)
     panes = ((grid[:, :, None] - centres) ** 2).sum(-1).argmin(-1)
     tints = np.array([[0.20, 0.45, 0.65], [0.30, 0.30, 0.62], [0.16, 0.55, 0.58], [0.38, 0.62, 0.80]])
     return panes, tints[generator.integers(0, 4, 36)]
