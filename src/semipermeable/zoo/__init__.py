@@ -87,16 +87,15 @@ def load(name: str) -> "StableDiffusionPipeline":
     # Part by part: the pipeline's own loader draws a progress bar that nothing but global state turns off.
     scheduler: Any = DDIMScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(parts / "vae", local_files_only=True),
+        vae=AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float32, local_files_only=True),
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32, local_files_only=True),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True),
-        unet=UNet2DConditionModel.from_pretrained(parts / "unet", local_files_only=True),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", torch_dtype=torch.float32, local_files_only=True),
         scheduler=scheduler,
         safety_checker=None,  # pyright: ignore[reportArgumentType] - optional in fact
         feature_extractor=None,  # pyright: ignore[reportArgumentType] - optional in fact
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
