@@ -98,6 +98,8 @@ def open_container(path: str | os.PathLike[str]) -> Generator[Container, None, N
     shown = os.fspath(path)
     try:
         header, num_bytes = _read_header(shown)
+    except MembraneFileError:
+        raise
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         fail(shown, f"cannot be read: {reason}; check the path", None, error)
@@ -165,7 +167,7 @@ def _read_header(path: str) -> tuple[dict[str, Any], int]:
 
 
 def _is_pickle(start: bytes) -> bool:
-    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
+    return start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _metadata(path: str, found: object) -> dict[str, str]:

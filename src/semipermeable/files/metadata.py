@@ -82,14 +82,14 @@ def encode(membrane: Membrane) -> str:
         "provenance": {f.name: getattr(provenance, f.name) for f in fields(provenance)},
         "version": VERSION,
     }
-    plain = plain_json(story, "membrane")
     try:
+        plain = plain_json(story, "membrane")
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         decode(text)
     except MembraneFileError as error:
         raise MembraneError(f"membrane {membrane.name!r} could not be read back: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise MembraneError(f"membrane {membrane.name!r}: its metadata is not JSON data ({error})") from error
+    except RecursionError as error:
+        raise MembraneError(f"membrane {membrane.name!r}: its metadata nested too deeply for JSON") from error
     return text
 
 
