@@ -1,7 +1,6 @@
 """`spm zoo`: the bundled models."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,17 +61,3 @@ def _examples(taught: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@app.command("build", epilog="Example:  spm zoo build emoji --out .zoo-build")
-@guarded
-def build_command(
-    name: Annotated[str, typer.Argument(help="Which model to build.")] = "emoji",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for art, states and weights.")] = Path(".zoo-build"),
-) -> None:
-    """Fetch the art, train every part, and export a bundled model; goes on where it was stopped."""
-    from semipermeable import zoo
-    from semipermeable.generation.output import check_writable
-
-    check_writable(out, folder=True)
-    zoo.build(name, out)

@@ -64,6 +64,7 @@ class RowGate:
         self._trace = trace
         self._decided: OrderedDict[str, tuple[Decision, ...]] = OrderedDict()
         self._concepts = _gated_concepts(host, self._membranes)
+        self._last: tuple[Sequence[Entry | None], list[bool], Tensor] | None = None
 
     def strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
         """Return the strengths, shape (rows, membranes), fp32 on CPU, and trace the decisions.
@@ -75,6 +76,16 @@ class RowGate:
         Raises:
             UnknownPromptError: if a conditional row is unknown and `on_unknown="error"`.
         """
+        # A sampler asks again at every step: the book then gives the very same answer, which is neither decided nor
+        # traced a second time.
+        last = self._last
+        if last is not None and last[0] is found and last[1] == list(conditional):
+            return last[2]
+        strengths = self._strengths(found, conditional)
+        self._last = (found, list(conditional), strengths)
+        return strengths
+
+    def _strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
         texts = [_text_of(entry, is_conditional) for entry, is_conditional in zip(found, conditional, strict=True)]
         self._decide([text for text in texts if isinstance(text, str)])
         gamma = torch.zeros(len(texts), len(self._membranes))
