@@ -134,5 +134,5 @@ def read_spec(path: Path) -> ZooSpec:
         )
     except (KeyError, TypeError) as error:
         raise ZooError(
-            f"{path.name} of a bundled model is not readable: {error}; reinstall semipermeable or run `spm zoo build`"
+            f"{path.name} of a bundled model is not readable: {error}; reinstall semipermeable"
         ) from error
