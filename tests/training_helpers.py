@@ -29,8 +29,8 @@ def quick(preset="fast", **overrides):
     return TrainConfig.from_preset(preset, **{**QUICK, **overrides})
 
 
-def make_tiny_pipe(pipe):
-    """The bundled pipeline with a small random UNet in the place of its own."""
+def make_tiny_pipe(pipe, dim=None):
+    """The bundled pipeline with a small random UNet in the place of its own, for text states of `dim` dimensions."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng():
@@ -41,7 +41,7 @@ def make_tiny_pipe(pipe):
             block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=pipe.text_encoder.config.hidden_size,
+            cross_attention_dim=dim or pipe.text_encoder.config.hidden_size,
             attention_head_dim=4,
             norm_num_groups=8,
         )

@@ -18,7 +18,8 @@ def test_a_plain_name_is_completed_from_the_spec():
     assert cat.surrogate == SPEC.object("cat").group
     assert cat.aliases == SPEC.object("cat").aliases
     assert "cat face" in cat.keep
-    assert enrich("neon", SPEC) == Concept("neon")
+    assert enrich("neon", SPEC) == Concept("neon", surrogate=SPEC.styles[0])
+    assert enrich(SPEC.styles[0], SPEC).surrogate == SPEC.styles[1]
     assert enrich("zeppelin", SPEC) == Concept("zeppelin")
     assert enrich("cat", None) == Concept("cat")
 
@@ -36,11 +37,21 @@ def test_the_surrogate_stands_in_the_wording():
     assert pairs["a cat in 3d style"] == "an animal in 3d style"
 
 
+def test_a_style_falls_to_another_in_the_wording():
+    style = captions_for(Concept("neon", aliases=("glowing",), surrogate="sepia"), SPEC)
+    pairs = dict(zip(style.targets, style.surrogates, strict=True))
+    assert pairs["a neon icon of a cat"] == "a sepia icon of a cat"
+    assert pairs["a glowing icon of a cat"] == "a sepia icon of a cat"
+    assert pairs["a neon icon"] == "a sepia icon"
+
+
 def test_an_empty_surrogate_drops_the_phrase():
-    style = captions_for(enrich("neon", SPEC), SPEC)
+    style = captions_for(Concept("neon"), SPEC)
     pairs = dict(zip(style.targets, style.surrogates, strict=True))
     assert pairs["a neon icon of a cat"] == "an icon of a cat"
     assert pairs["a neon icon"] == "an icon"
+    thing = captions_for(Concept("cat"), SPEC)
+    assert dict(zip(thing.targets, thing.surrogates, strict=True))["a neon icon of a cat"] == "a neon icon"
 
 
 @pytest.mark.parametrize("name", ["cat", "neon", "dog"])

@@ -71,28 +71,44 @@ class CaptionSet:
 
 
 def spec_of(pipe: Any) -> ZooSpec | None:
-    """Return the spec of the bundled model that `pipe` was loaded from, or None."""
-    source = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
+    """Return the spec of the bundled model that `pipe` was loaded from, or None.
+
+    The pipeline's own record of where it came from counts, or, where it was put together from parts, its denoiser's.
+    """
+    sources = [_source(pipe)]
+    sources += [
+        str(Path(place).parent) for part in ("unet", "transformer") if (place := _source(getattr(pipe, part, 0)))
+    ]
     for name in zoo.names():
-        if source in (f"zoo:{name}", name) or (source and Path(source).resolve() == zoo.path(name).resolve()):
+        folder = zoo.path(name).resolve()
+        if any(source == f"zoo:{name}" or (source and Path(source).resolve() == folder) for source in sources):
             return zoo.spec(name)
     return None
+
+
+def _source(part: Any) -> str:
+    config: Any = getattr(part, "config", None)
+    return str(config.get("_name_or_path") or "") if hasattr(config, "get") else ""
 
 
 def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     """Complete a concept with what a bundled model's spec knows.
 
     A plain name that is one of the model's objects gets its aliases, its group as surrogate, and as phrases to keep
-    those twins that contain one of its names ("cat face" beside "cat"). A `Concept` keeps what its author wrote; only
-    an empty surrogate is filled with the group. Styles and unknown names stay as they are.
+    those objects whose name shares a word with it ("cat face" beside "cat"). A style gets the model's first other style
+    as surrogate: pictures without any style word are what the bundled models draw worst. A `Concept` keeps what its
+    author wrote; only an empty surrogate is filled in. Unknown names stay as they are.
 
     Args:
         concept: a name, or a concept.
         spec: of the bundled model, or None.
     """
     written = Concept(concept) if isinstance(concept, str) else concept
-    if spec is None or written.name in spec.styles:
+    if spec is None:
         return written
+    if written.name in spec.styles:
+        others = [style for style in spec.styles if style not in written.names]
+        return replace(written, surrogate=written.surrogate or (others[0] if others else ""))
     try:
         thing = spec.object(written.name)
     except UnknownNameError:
@@ -144,13 +160,20 @@ def _near(concept: Concept, spec: ZooSpec) -> list[str]:
         return list(concept.keep)
 
 
+def _styled(thing: str | None, style: str, template: str) -> str:
+    """Write a caption with any style word, also one that the model was not taught."""
+    if thing is None:
+        return f"{article(style)} {style} icon"
+    return template.format(a=article(style), style=style, an_object=f"{article(thing)} {thing}")
+
+
 def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
-    instead = concept.surrogate if concept.surrogate in spec.styles else None
     rows: list[tuple[str, str, str]] = []
-    for index, thing in enumerate((*spec.object_names, None)):
-        template = index % len(spec.templates)
-        without = spec.caption(thing, instead, template=template) or "an icon"
-        rows.append((spec.caption(thing, concept.name, template=template), without, concept.name))
+    for name in concept.names:
+        for index, thing in enumerate((*spec.object_names, None)):
+            template = spec.templates[index % len(spec.templates)]
+            without = _styled(thing, concept.surrogate, template) if concept.surrogate else spec.caption(thing)
+            rows.append((_styled(thing, name, template), without or "an icon", name))
     others = [style for style in spec.styles if style not in concept.names]
     anchors = [
         spec.caption(thing.name, style, template=(index + number) % len(spec.templates))

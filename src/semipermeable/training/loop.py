@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,8 +148,7 @@ def _prepared(denoiser: nn.Module, config: TrainConfig) -> Generator[None, None,
     try:
         denoiser.eval().requires_grad_(False)
         if config.gradient_checkpointing:
-            # diffusers recomputes only in training mode; dropout, the one thing that mode changes here, stays off.
-            _enable_recomputation(denoiser)
+            cast("Any", denoiser).enable_gradient_checkpointing()
         yield
     finally:
         for parameter, flag in flags:
@@ -158,12 +157,6 @@ def _prepared(denoiser: nn.Module, config: TrainConfig) -> Generator[None, None,
             module.training = mode
         for module, flag in recomputing:
             module.gradient_checkpointing = flag  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _enable_recomputation(denoiser: Any) -> None:
-    denoiser.enable_gradient_checkpointing()
-    for module in denoiser.modules():
-        module.training = not isinstance(module, nn.Dropout)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,146 @@
+"""Switch each part of the preset "fast" off in turn and judge the membrane, held open on every prompt.
+
+    python benchmarks/ablation.py
+
+Trains on "cat" in the bundled model once per variant and writes `benchmarks/results/ablation.json`: share of target
+pictures judged as the concept, and as one of its near twins; share of them whose style is right; share of other
+objects and styles judged right (a third of them near neighbours); seconds of training. All variants draw the same
+prompts from the same noise.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from semipermeable import __version__, attach, erase, zoo
+from semipermeable.training import TrainConfig
+
+VARIANTS = {
+    "fast": {},
+    "no fine-tuning (closed form alone)": {"num_steps": 0},
+    "no closed form": {"closed_form": False},
+    "surrogate not in the wording": {"surrogate_in_wording": False},
+    "no reuse of trajectories": {"reuse_trajectories": False},
+    "frozen predictions in every step": {"cache_frozen": False},
+    "unneeded unconditional half": {"skip_unconditional": False},
+    "Gaussian anchors": {"anchors": "gaussian"},
+    "no share of near neighbours": {"twin_share": 0.0},
+    "uniform anchors (α = 0)": {"anchor_power": 0.0},
+    "one row, four anchors": {"batch_size": 1, "num_anchors": 4},
+    "no anchoring": {"num_anchors": 0},
+}
+STEPS, GUIDANCE, BATCH = 25, 4.0, 24
+
+
+def target_rows(spec, concept, count):
+    """(object, style, template) of prompts about the concept; style and object take turns."""
+    if concept in spec.styles:
+        names = spec.object_names
+        return [(names[(7 * i) % len(names)], concept, i % 4) for i in range(count)]
+    styles = spec.styles
+    return [(concept, styles[i % len(styles)], i // len(styles) % 4) for i in range(count)]
+
+
+def kept_rows(spec, concept, count):
+    """(object, style, template) of other prompts, every third about a near neighbour where there are any."""
+    generator = torch.Generator().manual_seed(11)
+    objects = [thing for thing in spec.object_names if thing != concept]
+    styles = [style for style in spec.styles if style != concept]
+    near = () if concept in spec.styles else spec.object(concept).twins
+    picked = torch.randint(1 << 30, (count, 2), generator=generator).tolist()
+    return [
+        (near[i % len(near)] if near and i % 3 == 0 else objects[a % len(objects)], styles[b % len(styles)], i % 4)
+        for i, (a, b) in enumerate(picked)
+    ]
+
+
+def draw(pipe, spec, rows, seed):
+    """Draw one picture per row, (rows, 3, 64, 64) in [0, 1]; noise depends on seed and row alone."""
+    prompts = [spec.caption(name, style, template=template) for name, style, template in rows]
+    noise = torch.randn(len(rows), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    parts = [
+        pipe(
+            prompts[i : i + BATCH],
+            latents=noise[i : i + BATCH],
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            output_type="pt",
+        ).images
+        for i in range(0, len(rows), BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def right(judge, images, rows):
+    """Share of pictures with the right object, with the right style, and the names of the objects seen."""
+    verdict = judge(images)
+    seen = [judge.objects[i] for i in verdict.object.tolist()]
+    styles = [judge.styles[i] for i in verdict.style.tolist()]
+    objects_right = sum(a == row[0] for a, row in zip(seen, rows, strict=True)) / len(rows)
+    styles_right = sum(a == row[1] for a, row in zip(styles, rows, strict=True)) / len(rows)
+    return objects_right, styles_right, seen
+
+
+def measure(pipe, spec, judge, concept, num_target, num_kept):
+    """Judge the pipeline as it is now."""
+    is_style = concept in spec.styles
+    objects, styles, seen = right(judge, draw(pipe, spec, rows := target_rows(spec, concept, num_target), 1), rows)
+    kept_objects, kept_styles, _ = right(judge, draw(pipe, spec, rows := kept_rows(spec, concept, num_kept), 2), rows)
+    near = () if is_style else spec.object(concept).twins
+    return {
+        "target": styles if is_style else objects,
+        "twins": None if is_style else sum(name in near for name in seen) / num_target,
+        "other_axis": objects if is_style else styles,
+        "kept_objects": kept_objects,
+        "kept_styles": kept_styles,
+    }
+
+
+def main():
+    """Run all variants."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", default="cat")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--num-target", type=int, default=24)
+    parser.add_argument("--num-kept", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablation.json")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    pipe, spec, judge = zoo.load("emoji"), zoo.spec("emoji"), zoo.judge("emoji")
+    counts = (given.num_target, given.num_kept)
+    result = {
+        "concept": given.concept,
+        "num_target": given.num_target,
+        "num_kept": given.num_kept,
+        "threads": given.threads,
+        "machine": platform.machine(),
+        "versions": {"semipermeable": __version__, "torch": torch.__version__},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "unet_sha256": zoo.info("emoji")["files"]["pipeline/unet/diffusion_pytorch_model.safetensors"]["sha256"],
+        "base": measure(pipe, spec, judge, given.concept, *counts),
+        "variants": {},
+    }
+    print("base", result["base"], flush=True)
+    for name in given.variants:
+        config = TrainConfig.from_preset("fast", **VARIANTS[name])
+        began = time.monotonic()
+        membrane = erase(pipe, given.concept, config=config, progress=False)
+        seconds = time.monotonic() - began
+        with attach(pipe, membrane, "open"):
+            figures = measure(pipe, spec, judge, given.concept, *counts)
+        result["variants"][name] = {"changed": VARIANTS[name], "seconds": round(seconds, 1), **figures}
+        print(name, result["variants"][name], flush=True)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
