@@ -1,8 +1,8 @@
 """Fitting a gate to one concept and one text encoder, and the frozen result.
 
-Negatives are dealt into folds by subject, and every fold's probe is fitted without its subjects and without its
-templates. So each negative is scored by a probe that never saw its subject, each positive by one that never saw its
-template. The threshold lies above every such held-out negative, and above every negative for the probe that is
+Negatives are dealt into folds by subject, several times over, and every fold's probe is fitted without its subjects and
+without its templates. So each negative is scored by a probe that never saw its subject, each positive by one that never
+saw its template. The threshold lies above every such held-out negative, and above every negative for the probe that is
 stored (fitted on everything), by a margin. A probe that would then open no held-out positive is off, and the names
 alone decide.
 
@@ -24,9 +24,9 @@ from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.decisions import EncodedPrompt, Json
 from semipermeable.permeability.probe import Probe, carries_name, fit_probe
-from semipermeable.permeability.prompts import Example, covered, plural
+from semipermeable.permeability.prompts import Example, means, phrases_around, plural
 from semipermeable.permeability.vocabulary import COMPOUNDS
-from semipermeable.permeability.words import find, forms, is_slip, split
+from semipermeable.permeability.words import forms, is_slip, split
 
 __all__ = ["Calibration", "Encode", "fit"]
 
@@ -34,6 +34,8 @@ Encode: TypeAlias = Callable[[Sequence[str]], Sequence[EncodedPrompt]]
 
 _VERSION = 1
 _FOLDS = 3
+_DEALS = 3
+"""How often folds are dealt afresh, so that the threshold hangs less on one deal."""
 _MARGIN = 0.5
 """Part of the way from the highest held-out negative to the median held-out positive."""
 _MIN_MARGIN = 2.0
@@ -205,7 +207,12 @@ def fit(
     apart, others = [e for e, _ in pairs], [p for _, p in pairs]
     if not apart:
         raise CalibrationError(f"every negative contains a token of {concept.name!r}; pass prompts about other things")
-    high, low = _held_out_scores(positives, opens, apart, others, names, generator)
+    high: list[float] = []
+    low: list[float] = []
+    for _ in range(_DEALS):
+        opened_scores, closed_scores = _held_out_scores(positives, opens, apart, others, names, generator)
+        high.extend(opened_scores)
+        low.extend(closed_scores)
     probe = fit_probe(opens, others, names)
     if probe is None:
         raise CalibrationError(
@@ -238,8 +245,7 @@ def _phrases_to_keep(concept: Concept, negatives: Sequence[Example]) -> tuple[st
     """Subjects of negatives that contain a name: "cat face" beside "cat"."""
     subjects = dict.fromkeys(example.subject for example in negatives if example.subject != example.text)
     subjects.update(dict.fromkeys(e.subject for e in negatives if e.subject == e.text and e.template != e.text))
-    inside = [s for s in subjects if any(find(name, split(s), known=None) for name in concept.names)]
-    return tuple(sorted(phrase for phrase in inside if len(split(phrase)) > 1))
+    return tuple(sorted(phrases_around(concept, list(subjects))))
 
 
 def _known(concept: Concept, negatives: Sequence[Example]) -> tuple[str, ...]:
@@ -257,14 +263,13 @@ def _check(concept: Concept, positives: Sequence[Example], negatives: Sequence[E
                 f"calibrating {concept.name!r} takes at least {_MIN_EACH} {side} of {_FOLDS} templates, found "
                 f"{len(examples)} of {len(templates)}; prompts.wordings and prompts.negatives write them"
             )
+    named = (*keep, *concept.keep, *COMPOUNDS)
     for example in negatives:
-        for name in concept.names:
-            for span in find(name, split(example.text), known=None):
-                if not covered(span, example.text, (*keep, *concept.keep, *COMPOUNDS)):
-                    raise CalibrationError(
-                        f"the negative {example.text!r} names the concept ({name!r}); remove it, or name what it shows "
-                        "in the concept's `keep`"
-                    )
+        if means(concept, example.text, named):
+            raise CalibrationError(
+                f"the negative {example.text!r} names the concept {concept.name!r}; remove it, or name what it shows in "
+                "the concept's `keep`"
+            )
 
 
 def _deal(keys: Sequence[str], generator: torch.Generator) -> dict[str, int]:
@@ -282,7 +287,7 @@ def _held_out_scores(
     names: Sequence[EncodedPrompt],
     generator: torch.Generator,
 ) -> tuple[list[float], list[float]]:
-    """Score every positive by a probe that never saw its template, every negative by one that never saw its subject."""
+    """Score positives by a probe blind to their template, negatives blind to their subject."""
     template = _deal([example.template for example in (*positives, *negatives)], generator)
     subject = _deal([example.subject for example in negatives], generator)
     high: list[float] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semipermeable.permeability.decisions import EncodedPrompt
 
-__all__ = ["Probe", "carries_name", "fit_probe", "own_states", "token_spans"]
+__all__ = ["Probe", "at_border", "carries_name", "fit_probe", "own_states", "token_spans"]
 
 _DECAY = 1e-2
 _NEWTON_STEPS = 6
@@ -50,8 +50,8 @@ def token_spans(prompt: EncodedPrompt, name: EncodedPrompt) -> list[tuple[int, i
         (i, i + length)
         for i in starts
         if prompt.token_ids[i : i + length] == wanted
-        and _at_border(prompt.tokens, i)
-        and _at_border(prompt.tokens, i + length)
+        and at_border(prompt.tokens, i)
+        and at_border(prompt.tokens, i + length)
     ]
 
 
@@ -60,8 +60,11 @@ def carries_name(prompt: EncodedPrompt, names: Sequence[EncodedPrompt]) -> bool:
     return any(name.token_ids and name.token_ids[-1] in prompt.token_ids for name in names)
 
 
-def _at_border(tokens: Sequence[str], index: int) -> bool:
-    """Whether a word begins at a token, by the marks of CLIP (</w>), GPT (Ġ) and SentencePiece (▁) vocabularies."""
+def at_border(tokens: Sequence[str], index: int) -> bool:
+    """Whether a word begins at a token, by the marks of CLIP (</w>), GPT (Ġ) and SentencePiece (▁) vocabularies.
+
+    Without such marks every token is taken for a word.
+    """
     if index in (0, len(tokens)):
         return True
     if any(token.endswith("</w>") for token in tokens):

@@ -11,9 +11,20 @@ from typing import Literal
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.vocabulary import CAPTIONS, COMPOUNDS, NOUNS, STYLES
-from semipermeable.permeability.words import Span, find, forms, split
+from semipermeable.permeability.words import Span, Word, find, forms, split
 
-__all__ = ["Example", "Kind", "covered", "kind_of", "negatives", "plural", "wordings"]
+__all__ = [
+    "Example",
+    "Kind",
+    "covered",
+    "kept_spans",
+    "kind_of",
+    "means",
+    "negatives",
+    "phrases_around",
+    "plural",
+    "wordings",
+]
 
 Kind = Literal["object", "style"]
 
@@ -140,15 +151,19 @@ def _mentions(concept: Concept, text: str) -> bool:
     return any(find(name, words, known=None) for name in concept.names)
 
 
-def covered(span: Span, words_of: str, keep: Sequence[str]) -> bool:
-    """Whether a name's place in a text lies inside a longer phrase to keep."""
-    words = split(words_of)
-    for phrase in keep:
-        for longer in find(phrase, words, known=None, across=False):
-            outside = longer.start <= span.start and span.end <= longer.end
-            if outside and (longer.end - longer.start > span.end - span.start or len(phrase.split()) > 1):
-                return True
-    return False
+def phrases_around(concept: Concept, keep: Sequence[str]) -> list[str]:
+    """Return the phrases that contain a name among other words: "cat face" around "cat"."""
+    return [phrase for phrase in dict.fromkeys(keep) if len(split(phrase)) > 1 and _mentions(concept, phrase)]
+
+
+def kept_spans(phrases: Sequence[str], words: Sequence[Word]) -> list[Span]:
+    """Return where phrases to keep stand among a prompt's words, punctuation never inside them."""
+    return [span for phrase in phrases for span in find(phrase, words, known=None, across=False)]
+
+
+def covered(span: Span, kept: Sequence[Span]) -> bool:
+    """Whether a name's place lies inside a phrase to keep."""
+    return any(longer.start <= span.start and span.end <= longer.end for longer in kept)
 
 
 def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | None = None) -> list[Example]:
@@ -167,10 +182,10 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
     kind = kind or kind_of(concept)
     entries = (*concept.keep, *(vocabulary or (*NOUNS, *STYLES)))
     given = list(dict.fromkeys(" ".join(entry.split()) for entry in entries))
-    phrases = [entry for entry in given if entry and not _is_caption(entry) and not _means(concept, entry)]
+    phrases = [entry for entry in given if entry and not _is_caption(entry) and not _is_named(concept, entry)]
     keep = [*phrases, *COMPOUNDS]
-    told = [entry for entry in given if _is_caption(entry) and not _opens(concept, entry, keep)]
-    captions = told + [entry for entry in CAPTIONS if not _opens(concept, entry, keep)]
+    told = [entry for entry in given if _is_caption(entry) and not means(concept, entry, keep)]
+    captions = told + [entry for entry in CAPTIONS if not means(concept, entry, keep)]
     companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
     paints = [word for word in _PAINTS if not _mentions(concept, word)]
     examples = [Example(caption, caption, caption) for caption in captions]
@@ -199,11 +214,13 @@ def _is_caption(entry: str) -> bool:
     return len(words) > 3 or (len(words) > 1 and words[0] in _CAPTION_STARTS)
 
 
-def _means(concept: Concept, phrase: str) -> bool:
+def _is_named(concept: Concept, phrase: str) -> bool:
     size = len(split(phrase))
     return any(span == Span(0, size) for name in concept.names for span in find(name, split(phrase), known=None))
 
 
-def _opens(concept: Concept, caption: str, keep: Sequence[str]) -> bool:
+def means(concept: Concept, caption: str, keep: Sequence[str]) -> bool:
+    """Whether a name stands in a caption outside every phrase to keep."""
     words = split(caption)
-    return any(not covered(span, caption, keep) for name in concept.names for span in find(name, words, known=None))
+    kept = kept_spans(phrases_around(concept, keep), words)
+    return any(not covered(span, kept) for name in concept.names for span in find(name, words, known=None))

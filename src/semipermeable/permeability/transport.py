@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.calibration import Calibration
 from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept
-from semipermeable.permeability.probe import carries_name, token_spans
-from semipermeable.permeability.prompts import covered
+from semipermeable.permeability.probe import at_border, carries_name, token_spans
+from semipermeable.permeability.prompts import covered, kept_spans, phrases_around
 from semipermeable.permeability.vocabulary import COMPOUNDS, known_words
 from semipermeable.permeability.words import find, found_as_text, split
 
@@ -34,23 +34,27 @@ class Transport:
             CalibrationError: if the stored gate is of another kind, damaged, or made for another width of text states.
         """
         calibration = _calibration_of(concept.gate)
-        return [self._one(prompt, concept, calibration) for prompt in prompts]
+        keep = (*concept.concept.keep, *(calibration.keep if calibration else ()), *COMPOUNDS)
+        around = phrases_around(concept.concept, keep)
+        return [self._one(prompt, concept, calibration, around) for prompt in prompts]
 
     def __repr__(self) -> str:
         return "Transport()"
 
-    def _one(self, prompt: EncodedPrompt, concept: GatedConcept, calibration: Calibration | None) -> Decision:
+    def _one(
+        self, prompt: EncodedPrompt, concept: GatedConcept, calibration: Calibration | None, around: Sequence[str]
+    ) -> Decision:
         if not prompt.text.strip() or not prompt.token_ids:
             return Decision(0.0, "empty prompt")
         text = visible(prompt)
         words = split(text)
-        keep = (*concept.concept.keep, *(calibration.keep if calibration else ()), *COMPOUNDS)
+        longer = kept_spans(around, words)
         known = self._known.union(calibration.known if calibration else (), _whole_tokens(prompt))
         kept: list[str] = []
         for name, encoded in zip(concept.concept.names, concept.encoded, strict=True):
             for span in find(name, words, known=known):
                 shown = " ".join(word.text for word in words[span.start : span.end])
-                if not covered(span, text, keep):
+                if not covered(span, longer):
                     how = f"misspelt name {name!r}: {shown!r}" if span.mended else f"name found: {name!r}"
                     return Decision(1.0, how, matched=(shown,))
                 kept.append(shown)
@@ -94,14 +98,9 @@ def _by_probe(prompt: EncodedPrompt, calibration: Calibration | None) -> Decisio
 
 def _whole_tokens(prompt: EncodedPrompt) -> set[str]:
     """Words that are one token of their own: the encoder knows them, so they are no slips."""
-    tokens = prompt.tokens
-    return {
-        token.removesuffix("</w>") for i, token in enumerate(tokens) if token.endswith("</w>") and _begins(tokens, i)
-    }
-
-
-def _begins(tokens: Sequence[str], index: int) -> bool:
-    return index == 0 or tokens[index - 1].endswith("</w>")
+    borders = [at_border(prompt.tokens, index) for index in range(len(prompt.tokens) + 1)]
+    whole = (token for index, token in enumerate(prompt.tokens) if borders[index] and borders[index + 1])
+    return {token.removesuffix("</w>").lstrip("▁Ġ").casefold() for token in whole}
 
 
 def visible(prompt: EncodedPrompt) -> str:

@@ -1,0 +1,106 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semipermeable.permeability.vocabulary import known_words
+from semipermeable.permeability.words import find, forms, found_as_text, is_slip, split
+
+KNOWN = known_words()
+
+
+def found(phrase, text, known=KNOWN):
+    return bool(find(phrase, split(text), known=known))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cat", "a CAT!"),
+        ("cat", "two cats"),
+        ("cat", "the cat's toy"),
+        ("cat", "cats' toys"),
+        ("cat", "a (cat)"),
+        ("cat", "a cta"),
+        ("cat", "a catt"),
+        ("cherry", "cherries"),
+        ("cherries", "a cherry"),
+        ("wolf", "wolves"),
+        ("mouse", "three mice"),
+        ("bus", "buses"),
+        ("ice cream", "an ice-cream"),
+        ("ice cream", "Icecreams"),
+        ("sunflower", "a sun flower"),
+        ("3d", "3-D"),
+        ("Van Gogh", "by van_gogh"),
+        ("van gogh", "VanGogh"),
+        ("café", "a cafe"),
+        ("tiger", "a tigre"),
+        ("rabbit", "a rabit"),
+        ("rabbit", "rabbitt"),
+        ("guitar", "guitars"),
+    ],
+)
+def test_found(name, text):
+    assert found(name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cat", "a category"),
+        ("cat", "catalogue"),
+        ("cat", "an act"),
+        ("cat", "a bat"),
+        ("cat", "a car"),
+        ("dog", "god"),
+        ("lion", "loin"),
+        ("house", "a horse"),
+        ("monkey", "money"),
+        ("tiger", "a timer"),
+        ("van gogh", "a van"),
+        ("bus", "bu"),
+        ("cat", ""),
+        ("cat", "c a t"),
+        ("ship", "a sheep"),
+    ],
+)
+def test_not_found(name, text):
+    assert not found(name, text)
+
+
+def test_known_words_are_no_slips():
+    assert found("tiger", "a tiget")
+    assert not found("tiger", "a tiget", KNOWN | {"tiget"})
+    assert not found("tiger", "a tiget", None)
+
+
+def test_phrases_to_keep_stop_at_punctuation():
+    words = split("a cat, face to the camera")
+    assert find("cat face", words, known=None)
+    assert not find("cat face", words, known=None, across=False)
+
+
+def test_scripts_without_spaces():
+    assert found_as_text("猫", "一只猫在家")
+    assert found_as_text("🐱", "look 🐱!")
+    assert not found_as_text("cat", "category")
+    assert not found_as_text("猫", "一只狗")
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_splitting_never_fails_and_ignores_case(text):
+    words = [word.text for word in split(text)]
+    assert all(words)
+    if text.isascii():
+        assert words == [word.text for word in split(text.upper())]
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"[a-z]{3,10}", fullmatch=True), st.from_regex(r"[a-z]{3,10}", fullmatch=True))
+def test_slips_are_symmetric_in_length_and_never_the_word_itself(word, name):
+    assert not is_slip(name, name)
+    assert word in forms(word)
+    if is_slip(word, name):
+        assert abs(len(word) - len(name)) <= 1
+        assert len(set(word) ^ set(name)) <= 2
