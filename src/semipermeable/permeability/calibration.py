@@ -267,7 +267,7 @@ def _check(concept: Concept, positives: Sequence[Example], negatives: Sequence[E
     for example in negatives:
         if means(concept, example.text, named):
             raise CalibrationError(
-                f"the negative {example.text!r} names the concept {concept.name!r}; remove it, or name what it shows in "
+                f"the negative {example.text!r} names the concept {concept.name!r}; remove it or name what it shows in "
                 "the concept's `keep`"
             )
 
