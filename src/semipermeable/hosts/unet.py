@@ -102,7 +102,7 @@ class UNetHost:
         room = tokenizer.model_max_length - 2
         encoded: list[EncodedPrompt] = []
         for row, text in enumerate(prompts):
-            ids = tuple(tokenizer(text, add_special_tokens=False).input_ids[:room])
+            ids = tuple(tokenizer(text, add_special_tokens=False, truncation=True, max_length=room).input_ids)
             tokens = tuple(tokenizer.convert_ids_to_tokens(list(ids)))
             encoded.append(EncodedPrompt(text, ids, tokens, states[row], pooled[row], first=1))
         return encoded
