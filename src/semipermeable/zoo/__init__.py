@@ -96,6 +96,8 @@ def load(name: str) -> "StableDiffusionPipeline":
         feature_extractor=None,  # pyright: ignore[reportArgumentType] - optional in fact
         requires_safety_checker=False,
     )
+    # So that whatever is made with it says on which model, without a machine's path.
+    pipeline.register_to_config(_name_or_path=f"zoo:{name}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
