@@ -133,6 +133,4 @@ def read_spec(path: Path) -> ZooSpec:
             canaries=tuple(Canary(**row) for row in content["canaries"]),
         )
     except (KeyError, TypeError) as error:
-        raise ZooError(
-            f"{path.name} of a bundled model is not readable: {error}; reinstall semipermeable"
-        ) from error
+        raise ZooError(f"{path.name} of a bundled model is not readable: {error}; reinstall semipermeable") from error
