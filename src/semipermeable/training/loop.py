@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from semipermeable.concept import Concept
-from semipermeable.errors import DivergenceError
+from semipermeable.errors import AttachError, DivergenceError
 from semipermeable.hosts import Host
-from semipermeable.runtime import TrainableBinding, refuse_rewritten
+from semipermeable.runtime import TrainableBinding, refuse_rewritten, view_owner
 from semipermeable.sites import Site, find_sites
 from semipermeable.training.captions import CaptionSet
 from semipermeable.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -100,6 +100,11 @@ def train(
         AttachError: if the denoiser is compiled, fused or already holds membranes.
     """
     denoiser = host.denoiser
+    owner = view_owner(denoiser)
+    if owner is not None:
+        raise AttachError(
+            f"this pipeline holds {owner!r}; detach it before training, it would be trained into the goal"
+        )
     refuse_rewritten(denoiser)
     path = None if config.checkpoint is None else Path(config.checkpoint)
     print_ = fingerprint(host, concept, captions, config, seed)
