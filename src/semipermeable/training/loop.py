@@ -102,9 +102,7 @@ def train(
     denoiser = host.denoiser
     owner = view_owner(denoiser)
     if owner is not None:
-        raise AttachError(
-            f"this pipeline holds {owner!r}; detach it before training, it would be trained into the goal"
-        )
+        raise AttachError(f"this pipeline holds {owner!r}; detach it before training")
     refuse_rewritten(denoiser)
     path = None if config.checkpoint is None else Path(config.checkpoint)
     print_ = fingerprint(host, concept, captions, config, seed)
