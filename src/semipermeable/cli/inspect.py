@@ -72,6 +72,8 @@ def _print(facts: dict[str, Any]) -> None:
 
     concept, origin, gate = facts["concept"], facts["provenance"], facts["gate"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     rows = [
         ("file", f"{facts['file']}, {facts['bytes']:,} bytes"),
         ("SHA-256", facts["sha256"]),
@@ -95,7 +97,7 @@ def _print(facts: dict[str, Any]) -> None:
         rows.append(("format", "another tool's; site names are resolved when it is attached"))
     for label, value in rows:
         table.add_row(Text(label, style="dim"), Text(value))
-    Console(soft_wrap=False).print(table)
+    Console().print(table)
 
 
 def _pairs(values: dict[str, Any]) -> str:

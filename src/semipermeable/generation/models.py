@@ -48,7 +48,9 @@ def load_model(spec: str, *, device: str | None = None, dtype: str | None = None
 
 def _place(pipe: Any, place: Any, precision: Any) -> None:
     try:
-        pipe.to(place, precision)
+        pipe.to(place)
+        if pipe.dtype != precision:
+            pipe.to(precision)
     except (RuntimeError, AssertionError) as error:
         if "out of memory" in str(error):
             raise
