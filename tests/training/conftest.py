@@ -1,9 +1,10 @@
 """Fixtures of the tests of training."""
 
 import pytest
-from training_helpers import make_tiny_pipe
 
 from semipermeable.hosts import host_for
+
+from training_helpers import make_tiny_pipe
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from semipermeable import __version__, attach, erase, load, zoo
 from semipermeable.errors import AttachError, ConfigError
 from semipermeable.hosts import host_for
 from semipermeable.training import TrainConfig, erase_steps
+
 from training_helpers import quick
 
 

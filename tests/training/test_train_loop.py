@@ -17,6 +17,7 @@ from semipermeable.permeability import EncodedPrompt
 from semipermeable.training import train
 from semipermeable.training.checkpoint import read_checkpoint
 from semipermeable.training.loop import fingerprint
+
 from training_helpers import CAPTIONS, CONCEPT, finish, make_tiny_pipe, quick
 
 

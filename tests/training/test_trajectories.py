@@ -1,8 +1,9 @@
 import torch
 from torch.testing import assert_close
-from training_helpers import CAPTIONS
 
 from semipermeable.training.trajectories import denoise
+
+from training_helpers import CAPTIONS
 
 
 def _run(host, generator, **options):
