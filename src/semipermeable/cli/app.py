@@ -1,5 +1,6 @@
 """The `spm` command: its sub-commands, `--version`, and the entry point."""
 
+import signal
 from typing import Annotated
 
 import typer
@@ -39,5 +40,10 @@ def _root(  # pyright: ignore[reportUnusedFunction]
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; a request to terminate cleans up like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="spm")
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
