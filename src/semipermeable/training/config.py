@@ -42,7 +42,7 @@ class TrainConfig:
     """Steps of linear rise."""
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
-    negative_guidance: float = 1.0
+    negative_guidance: float = 0.7
     """η of Eq. 4; 0 stops at the surrogate."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
@@ -69,7 +69,7 @@ class TrainConfig:
     """The surrogate takes the concept's place in the caption; False falls to the bare surrogate."""
     closed_form: bool = True
     """Start from the closed-form edit of cross-attention keys and values; False starts from zero."""
-    closed_form_keep: float = 0.1
+    closed_form_keep: float = 3.0
     """λ of the closed form: weight of the kept text states."""
     dtype: Dtype | None = None
     """Autocast dtype of the network; the pairs stay fp32. None runs in the pipeline's own dtype."""
