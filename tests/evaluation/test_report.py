@@ -68,6 +68,7 @@ def test_text_is_escaped(html):
 def test_figures_bars_and_reproduction_are_there(html):
     text = " ".join(" ".join(parsed(html).text).split())
     for words in (
+        "“cat” and “neon” erased; every unrelated picture is the same, bit for bit",
         "97.9 % [92.7, 99.4]",
         "106 of 106",
         "All 15 bars reached",
@@ -92,11 +93,12 @@ def test_a_missed_bar_is_in_the_first_lines():
     )
     assert "1 of 15 bars missed" in " ".join(text.split())
     assert "cat: target after is 0.417" in " ".join(text.split())
+    assert "“neon” not erased" in " ".join(text.split())
 
 
 def test_a_changed_picture_is_in_the_headline():
     text = " ".join(parsed(render_report(with_verdicts(good_result(unrelated_equal=100)), [])).text)
-    assert "should be the same, and is not" in text
+    assert "6 of 106 unrelated pictures changed, and none should" in text
 
 
 def test_sheet_of_pairs():

@@ -50,6 +50,7 @@ def render_report(result: DemoResult, pairs: Sequence[Pair]) -> str:
         result=result,
         figures=[(one, _rows(one)) for one in result.concepts],
         pictures=[_picture(old, new) for old, new in pairs],
+        erased=all(verdict.passed for verdict in result.verdicts if verdict.figure.startswith("target")),
         missed=[verdict for verdict in result.verdicts if not verdict.passed],
     )
 
