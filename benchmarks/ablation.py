@@ -26,11 +26,9 @@ VARIANTS = {
     "no closed form": {"closed_form": False},
     "surrogate not in the wording": {"surrogate_in_wording": False},
     "no reuse of trajectories": {"reuse_trajectories": False},
-    "frozen predictions in every step": {"cache_frozen": False},
-    "unneeded unconditional half": {"skip_unconditional": False},
+    "frozen predictions in every step, with an unneeded half": {"cache_frozen": False, "skip_unconditional": False},
     "Gaussian anchors": {"anchors": "gaussian"},
     "no share of near neighbours": {"twin_share": 0.0},
-    "uniform anchors (α = 0)": {"anchor_power": 0.0},
     "one row, four anchors": {"batch_size": 1, "num_anchors": 4},
     "no anchoring": {"num_anchors": 0},
 }
@@ -47,11 +45,16 @@ def target_rows(spec, concept, count):
 
 
 def kept_rows(spec, concept, count):
-    """(object, style, template) of other prompts, every third about a near neighbour where there are any."""
+    """(object, style, template) of other prompts, every third about a near neighbour.
+
+    A neighbour with the concept's own word in its name ("cat face") counts like any other object, not as one of these.
+    """
     generator = torch.Generator().manual_seed(11)
     objects = [thing for thing in spec.object_names if thing != concept]
     styles = [style for style in spec.styles if style != concept]
-    near = () if concept in spec.styles else spec.object(concept).twins
+    near = (
+        () if concept in spec.styles else [twin for twin in spec.object(concept).twins if concept not in twin.split()]
+    )
     picked = torch.randint(1 << 30, (count, 2), generator=generator).tolist()
     return [
         (near[i % len(near)] if near and i % 3 == 0 else objects[a % len(objects)], styles[b % len(styles)], i % 4)
@@ -101,6 +104,16 @@ def measure(pipe, spec, judge, concept, num_target, num_kept):
     }
 
 
+def table(result):
+    """Return the figures as a Markdown table."""
+    lines = ["| variant | target | its twins | other axis | kept objects | kept styles | seconds |", "|" + " --- |" * 7]
+    for name, row in {"base model": result["base"], **result["variants"]}.items():
+        keys = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
+        shown = ["–" if row[key] is None else f"{row[key]:.2f}" for key in keys]
+        lines.append(f"| {name} | {' | '.join(shown)} | {row.get('seconds', '–')} |")
+    return "\n".join(lines)
+
+
 def main():
     """Run all variants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +153,7 @@ def main():
         print(name, result["variants"][name], flush=True)
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ CAPTIONS = CaptionSet(
     anchors=("a neon icon of a dog", "a flat icon of a car", "a flat icon of a cat face", "a tree"),
     twins=("a flat icon of a cat face",),
 )
-QUICK = {"num_steps": 6, "sampling_steps": 4, "num_trajectories": 2, "num_anchors": 2, "batch_size": 2}
+QUICK = {
+    "negative_guidance": 1.0,
+    "closed_form_keep": 0.1,
+    "num_steps": 6,
+    "sampling_steps": 4,
+    "num_trajectories": 2,
+    "num_anchors": 2,
+    "batch_size": 2,
+}
 
 
 def quick(preset="fast", **overrides):

@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import semipermeable
 from semipermeable.concept import Concept
@@ -93,13 +93,14 @@ def erase_steps(
     wanted = enrich(concept, spec)
     captions = captions_for(wanted, spec)
     trained = yield from train(host, wanted, captions, chosen, seed=seed)
-    gate = _gate(host, wanted, spec, seed)
-    return Membrane(trained.pairs, wanted, _provenance(host, chosen, seed, trained, spec), gate)
+    story = _provenance(host, chosen.guided_for(captions.kind), seed, trained, spec)
+    return Membrane(trained.pairs, wanted, story, _gate(host, wanted, captions.kind, spec, seed))
 
 
-def _gate(host: Host, concept: Concept, spec: ZooSpec | None, seed: int) -> GateState | None:
+def _gate(
+    host: Host, concept: Concept, kind: Literal["object", "style"], spec: ZooSpec | None, seed: int
+) -> GateState | None:
     """Fit the calibrated gate; without one, the default rule falls back on names alone."""
-    kind = None if spec is None else ("style" if concept.name in spec.styles else "object")
     vocabulary = () if spec is None else (*spec.object_names, *spec.styles)
     try:
         calibration = fit(

@@ -10,11 +10,12 @@ animal"), so that what else the caption says survives. An empty surrogate drops 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
 from semipermeable.errors import UnknownNameError
+from semipermeable.permeability import kind_of
 from semipermeable.zoo import ZooSpec
 from semipermeable.zoo.spec import article
 
@@ -60,6 +61,7 @@ class CaptionSet:
         spans: the concept's words in each of them.
         anchors: captions on which nothing may change.
         twins: anchors about near neighbours of the concept, a part of `anchors`.
+        kind: whether the concept is a thing or a style.
     """
 
     names: tuple[str, ...]
@@ -68,6 +70,7 @@ class CaptionSet:
     spans: tuple[str, ...]
     anchors: tuple[str, ...]
     twins: tuple[str, ...] = ()
+    kind: Literal["object", "style"] = "object"
 
 
 def spec_of(pipe: Any) -> ZooSpec | None:
@@ -130,8 +133,10 @@ def captions_for(concept: Concept, spec: ZooSpec | None) -> CaptionSet:
         spec: of the bundled model, or None for any other pipeline.
     """
     if spec is None:
-        return _general(concept)
-    return _of_style(concept, spec) if concept.name in spec.styles else _of_object(concept, spec)
+        return replace(_general(concept), kind=kind_of(concept))
+    if concept.name in spec.styles:
+        return replace(_of_style(concept, spec), kind="style")
+    return _of_object(concept, spec)
 
 
 def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
