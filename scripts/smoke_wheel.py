@@ -1,5 +1,6 @@
 """What an installed wheel must do; run by smoke_wheel.sh from a folder that is not the repository."""
 
+import importlib.resources
 import importlib.util
 import sys
 
@@ -12,6 +13,8 @@ if "site-packages" not in (spm.__file__ or ""):
     sys.exit(f"the package under test is not the installed one: {spm.__file__}")
 if importlib.util.find_spec("torchvision") is not None:
     sys.exit("torchvision was installed; nothing may pull it in")
+if not (importlib.resources.files("semipermeable.evaluation") / "templates" / "demo.html.j2").is_file():
+    sys.exit("the wheel lacks the template of the report")
 
 pipe = spm.zoo.load("emoji")
 image = pipe("a neon icon of a cat", num_inference_steps=4, guidance_scale=4.0).images[0]
