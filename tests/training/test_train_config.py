@@ -59,9 +59,3 @@ def test_json_leaves_out_where_files_go():
     assert a == TrainConfig().to_json()
     assert "checkpoint" not in a
     assert a["rank"] == 1
-
-
-def test_guidance_depends_on_the_kind_unless_written():
-    thing, style = (TrainConfig().guided_for(kind).negative_guidance for kind in ("object", "style"))
-    assert 0 < style <= thing <= 1
-    assert TrainConfig(negative_guidance=0.0).guided_for("style").negative_guidance == 0.0

@@ -93,7 +93,7 @@ def erase_steps(
     wanted = enrich(concept, spec)
     captions = captions_for(wanted, spec)
     trained = yield from train(host, wanted, captions, chosen, seed=seed)
-    story = _provenance(host, chosen.guided_for(captions.kind), seed, trained, spec)
+    story = _provenance(host, chosen, seed, trained, spec)
     return Membrane(trained.pairs, wanted, story, _gate(host, wanted, captions.kind, spec, seed))
 
 

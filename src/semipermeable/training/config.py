@@ -42,9 +42,8 @@ class TrainConfig:
     """Steps of linear rise."""
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
-    negative_guidance: float | None = None
-    """η of Eq. 4; 0 stops at the surrogate. None takes what was measured best for the concept's kind; a style's
-    words mix into the states of the object that follows them, and going too far beyond takes the object along."""
+    negative_guidance: float = 0.7
+    """η of Eq. 4; 0 stops at the surrogate. At 1 an erased style takes some of the objects along."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
     sampling_steps: int = 20
@@ -99,10 +98,8 @@ class TrainConfig:
         self._check("preview_every", int, 1)
         for name in ("learning_rate", "closed_form_keep", "divergence_factor"):
             self._check(name, float, 0, strict=True)
-        for name in ("anchor_weight", "anchor_power", "sampling_guidance"):
+        for name in ("anchor_weight", "negative_guidance", "anchor_power", "sampling_guidance"):
             self._check(name, float, 0)
-        if self.negative_guidance is not None:
-            self._check("negative_guidance", float, 0)
         self._check("twin_share", float, 0)
         if self.twin_share > 1:
             raise ConfigError(f"twin_share must be in [0, 1], found {self.twin_share!r}")
@@ -142,19 +139,12 @@ class TrainConfig:
                 raise ConfigError(closest(name, known, what="training setting"))
         return cls(**{**_PRESETS[preset], **overrides})
 
-    def guided_for(self, kind: Literal["object", "style"]) -> "TrainConfig":
-        """Return this configuration with a number for `negative_guidance`, for a concept of this kind."""
-        if self.negative_guidance is not None:
-            return self
-        return dataclasses.replace(self, negative_guidance=_GUIDANCE[kind])
-
     def to_json(self) -> dict[str, Json]:
         """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
         fields = (f.name for f in dataclasses.fields(self) if f.name not in _NOT_MATHEMATICS)
         return {name: getattr(self, name) for name in fields}
 
 
-_GUIDANCE = {"object": 0.7, "style": 0.7}
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
     "paper": {

@@ -68,7 +68,6 @@ class _Frozen:
 
     def __init__(self, host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str) -> None:
         self.host, self.config, self.seed = host, config, seed
-        self.guidance = config.guided_for(captions.kind).negative_guidance or 0.0
         targets, surrogates = list(captions.targets), list(captions.surrogates)
         if not config.target_captions:
             targets, surrogates = list(captions.names), [surrogate] * len(captions.names)
@@ -94,7 +93,7 @@ class _Frozen:
     def goal(self, latents: Tensor, timesteps: Tensor, which: Tensor) -> Tensor:
         target = self.predict(latents, timesteps, self.targets[which])
         surrogate = self.predict(latents, timesteps, self.surrogates[which])
-        return erasing_goal(target, surrogate, self.guidance)
+        return erasing_goal(target, surrogate, self.config.negative_guidance)
 
     def trajectories(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents and predictions (steps, rows, ...) and timesteps (steps,)."""
@@ -194,7 +193,7 @@ class PooledExamples:
             other.repeat(steps, 1, 1),
         ).reshape(x.shape)
         known = self._predictions[:, : 2 * runs]
-        eta = self._frozen.guidance
+        eta = self._frozen.config.negative_guidance
         on_target = erasing_goal(known[:, :runs], missing[:, :runs], eta)
         return torch.cat([on_target, erasing_goal(missing[:, runs:], known[:, runs:], eta)], 1)
 

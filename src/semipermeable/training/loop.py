@@ -104,7 +104,6 @@ def train(
     if owner is not None:
         raise AttachError(f"this pipeline holds {owner!r}; detach it before training")
     refuse_rewritten(denoiser)
-    config = config.guided_for(captions.kind)
     path = None if config.checkpoint is None else Path(config.checkpoint)
     print_ = fingerprint(host, concept, captions, config, seed)
     resumed = None if path is None else read_checkpoint(path, print_)
@@ -135,7 +134,7 @@ def fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: Trai
     story = [
         dataclasses.asdict(concept),
         dataclasses.asdict(captions),
-        config.guided_for(captions.kind).to_json(),
+        config.to_json(),
         seed,
         host.base_hash(),
         host.text_encoder_hash(),
@@ -301,7 +300,7 @@ def closed_form_pairs(
             pairs,
             keep,
             keep_weight=config.closed_form_keep,
-            negative_guidance=config.guided_for(captions.kind).negative_guidance or 0.0,
+            negative_guidance=config.negative_guidance,
             rank=config.rank,
         )
         for name, site in cross_attention_sites(sites).items()
