@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semipermeable.equip import Attachment, attach
 from semipermeable.equip.attachment import MembraneLike, PermeabilityLike
-from semipermeable.errors import PromptError
+from semipermeable.errors import ConfigError, PromptError
 from semipermeable.hosts import host_for
 from semipermeable.permeability import TraceRow
 
@@ -119,7 +119,11 @@ def draw(
 
     Yields:
         One drawing per job, in order.
+
+    Raises:
+        ConfigError: if the model's scheduler cannot take that many steps.
     """
+    _check_steps(pipe, steps)
     size = batch_size or batch_size_for(pipe)
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     for number, chunk in enumerate(chunks):
@@ -131,6 +135,12 @@ def draw(
             yield Drawing(job, picture.clone(), decided.get(job.prompt, ()))
     if progress is not None:
         progress(len(chunks) * steps, len(chunks) * steps)
+
+
+def _check_steps(pipe: Any, steps: int) -> None:
+    most = int(getattr(pipe.scheduler.config, "num_train_timesteps", 1000))
+    if not 1 <= steps <= most:
+        raise ConfigError(f"steps must lie between 1 and {most}, found {steps}; 25 is usual")
 
 
 def _reporter(progress: Progress | None, done: int, total: int) -> Callable[..., dict[str, Any]] | None:
@@ -205,6 +215,7 @@ def generate(
 
     Raises:
         PromptError: if there is no prompt, or one is empty.
+        ConfigError: if the model's scheduler cannot take that many steps.
         AttachError, SiteError, PermeabilityError: see `semipermeable.attach`.
     """
     jobs = jobs_for([prompts] if isinstance(prompts, str) else list(prompts), seed, images_per_prompt)
