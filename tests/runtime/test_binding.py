@@ -38,6 +38,20 @@ def test_rows_with_zero_strength_are_bit_identical_and_others_change(tiny_unet, 
     assert (out[[1, 3]] - bare[[1, 3]]).abs().amax((1, 2, 3)).min() > 1e-3
 
 
+def test_untouched_rows_are_bit_identical_in_channels_last_too(tiny_unet, generator):
+    tiny_unet.to(memory_format=torch.channels_last)
+    latents = torch.randn(16, 4, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+    states, timesteps = torch.randn(16, 5, 24, generator=generator), torch.full((16,), 500)
+    binding = Binding(tiny_unet, [random_membrane(tiny_unet)])
+    open_rows = torch.zeros(16, 1)
+    open_rows[::3] = 1
+    with torch.no_grad():
+        bare = tiny_unet(latents, timesteps, states).sample
+        with binding.activate(open_rows):
+            out = tiny_unet(latents, timesteps, states).sample
+    assert [torch.equal(a, b) for a, b in zip(out, bare, strict=True)] == (open_rows[:, 0] == 0).tolist()
+
+
 def test_all_zero_strength_and_no_activation_are_the_base_models_own_code(tiny_unet, call):
     bare = call()
     binding = Binding(tiny_unet, [random_membrane(tiny_unet)])

@@ -164,7 +164,9 @@ class Binding:
         gamma = strengths[:, stack.owner]
         if rows is None:
             return output + low_rank_delta(site.layer, x, stack.u, stack.v, gamma)
-        return output.index_add(0, rows, low_rank_delta(site.layer, x[rows], stack.u, stack.v, gamma))
+        # clone keeps the memory format, which an out-of-place index_add does not: the layers after this one would run
+        # other code, and rows that no membrane acts on would differ in their last bits.
+        return output.clone().index_add_(0, rows, low_rank_delta(site.layer, x[rows], stack.u, stack.v, gamma))
 
     def _stack(self, name: str, acting: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack | None:
         key = (name, acting, device, dtype)
