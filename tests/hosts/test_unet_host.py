@@ -23,6 +23,15 @@ def test_encode_agrees_with_the_pipelines_own_encoding(pipe, host):
     assert host.encode([]) == []
 
 
+def test_encoding_leaves_the_pipelines_tokenizer_as_it_was(pipe, host):
+    backend = pipe.tokenizer.backend_tokenizer
+    pipe.tokenizer("a", padding="longest")
+    before = (backend.padding, backend.truncation)
+    host.encode(["a neon icon of a cat", "dog"])
+    host.condition(["a"])
+    assert (backend.padding, backend.truncation) == before
+
+
 @pytest.mark.parametrize(("guidance", "expected"), [(4.0, [False, False, True, True]), (1.0, [True, True])])
 def test_rows_under_guidance(pipe, host, guidance, expected):
     seen = []

@@ -6,6 +6,9 @@
 
 The pipeline receives a view of its denoiser and a watched `encode_prompt`; nothing else changes, and `detach` puts both
 back. Siblings that share the denoiser stay bare. One attachment a pipeline; several membranes add up exactly.
+
+Siblings may run at the same time, each in its thread, if each has its own scheduler and its own copy of the tokenizer:
+both keep state between calls, attached or not (a fast tokenizer its padding).
 """
 
 import functools

@@ -3,6 +3,7 @@
 Under classifier-free guidance these pipelines concatenate [unconditional rows, conditional rows] in one denoiser call.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ class UNetHost:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self._hashes: dict[str, str] = {}
+        self._private_tokenizer: Any = None
 
     @classmethod
     def supports(cls, pipe: Any) -> bool:
@@ -77,12 +79,25 @@ class UNetHost:
         """The UNet's dtype."""
         return self.pipe.unet.dtype
 
+    @property
+    def _tokenizer(self) -> Any:
+        """A copy of the pipeline's tokenizer.
+
+        A fast tokenizer keeps padding and truncation as state between setting and use: calling the pipeline's own here
+        would change what a sibling in another thread is encoding at that moment.
+        """
+        own = self._private_tokenizer
+        if own is None or len(own) != len(self.pipe.tokenizer):
+            self._private_tokenizer = copy.deepcopy(self.pipe.tokenizer)
+        return self._private_tokenizer
+
     def _run_text_encoder(self, prompts: Sequence[str]) -> tuple[Tensor, Any]:
         encoder = self.pipe.text_encoder
-        inputs = self.pipe.tokenizer(
+        tokenizer = self._tokenizer
+        inputs = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.pipe.tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
@@ -98,7 +113,7 @@ class UNetHost:
         _, output = self._run_text_encoder(prompts)
         states = output[0].float().cpu()
         pooled = output.pooler_output.float().cpu()
-        tokenizer = self.pipe.tokenizer
+        tokenizer = self._tokenizer
         room = tokenizer.model_max_length - 2
         encoded: list[EncodedPrompt] = []
         for row, text in enumerate(prompts):
