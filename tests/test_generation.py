@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from semipermeable import zoo
-from semipermeable.errors import ArchitectureError, ModelError, OutputError, PermeabilityError, PromptError
+from semipermeable.errors import ArchitectureError, ConfigError, ModelError, OutputError, PermeabilityError, PromptError
 from semipermeable.files import save
 from semipermeable.generation import (
     Job,
@@ -312,3 +312,14 @@ def test_pickled_weights_in_a_folder_are_refused(tmp_path):
     weights.rename(Path(str(weights).replace(".safetensors", ".bin")))
     with pytest.raises(ModelError, match=r"cannot be loaded .*holds \.safetensors weights"):
         load_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [(0, "between 1 and 1000"), (1001, "between 1 and 1000"), (1000, "begins at timestep 1000")],
+)
+def test_steps_the_scheduler_cannot_take_are_refused_before_anything_is_drawn(pipe, steps, message):
+    before = pipe.scheduler.timesteps.clone()
+    with pytest.raises(ConfigError, match=message):
+        next(iter(draw(pipe, [Job("a cat", 0)], steps=steps)))
+    assert torch.equal(pipe.scheduler.timesteps, before)

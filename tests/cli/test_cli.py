@@ -124,6 +124,7 @@ def test_generate_is_repeatable(spm, tmp_path):
         (("a cat", "--prompts-file", "nowhere.txt"), ("nowhere.txt", "cannot be read")),
         (("a cat", "-m", "nowhere.safetensors"), ("nowhere.safetensors",)),
         (("a cat", "--steps", "1001"), ("between 1 and 1000, found 1001",)),
+        (("a cat", "--steps", "1000"), ("begins at timestep 1000", "25 is usual")),
         (("a cat", "--permeability", "tranport"), ("did you mean 'transport'",)),
         (("a cat", "--permeability", "1.5"), ("γ lies in [0, 1]", "strength=1.5")),
         (("a cat", "--out", "file/pictures"), ("'file/pictures' cannot be written", "choose another")),
@@ -193,7 +194,7 @@ def test_a_bug_keeps_its_traceback(spm, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_nothing(tmp_path, number):
-    command = [sys.executable, "-m", "semipermeable", "generate", "a cat", "--steps", "1000", "-n", "32"]
+    command = [sys.executable, "-m", "semipermeable", "generate", "a cat", "--steps", "999", "-n", "32"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(15)
     assert process.poll() is None, process.communicate()

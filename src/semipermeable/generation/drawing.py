@@ -141,6 +141,15 @@ def _check_steps(pipe: Any, steps: int) -> None:
     most = int(getattr(pipe.scheduler.config, "num_train_timesteps", 1000))
     if not 1 <= steps <= most:
         raise ConfigError(f"steps must lie between 1 and {most}, found {steps}; 25 is usual")
+    # A scheduler with an offset (Stable Diffusion's) begins one step beyond the grid when it is asked for all of it.
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    first = float(scheduler.timesteps.max())
+    if hasattr(scheduler, "alphas_cumprod") and first > most - 1:
+        raise ConfigError(
+            f"with {steps} steps this scheduler begins at timestep {first:.0f}, and the model knows 0 to {most - 1}; "
+            "ask for fewer, 25 is usual"
+        )
 
 
 def _reporter(progress: Progress | None, done: int, total: int) -> Callable[..., dict[str, Any]] | None:
