@@ -195,11 +195,23 @@ def test_a_bug_keeps_its_traceback(spm, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "semipermeable", "generate", "a cat", "--steps", "999", "-n", "32"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(15)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would this child of a test run started as one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        try:
+            time.sleep(15)
+            assert process.poll() is None, process.communicate()
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     # An interrupt in the middle of an extension's import makes Python end by the signal itself; shells call both 130.
     assert process.returncode in (128 + number, -signal.SIGINT), errors
     assert ("spm: stopped; nothing half-written was left behind." in errors) == (number == signal.SIGINT)
