@@ -3,6 +3,7 @@
     pipe = zoo.load("emoji")
     image = pipe("a neon icon of a cat", num_inference_steps=25, guidance_scale=4.0).images[0]
 
+Every function takes the name of a bundled model, or the `Path` of a bundle's folder as `spm zoo build` writes it.
 Importing this module loads neither torch nor diffusers.
 """
 
@@ -14,13 +15,15 @@ from semipermeable.zoo.spec import Canary, ZooObject, ZooSpec, read_spec
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from torch import Tensor
 
-    from semipermeable.zoo.judges import Clip, Judge, RealStatistics
+    from semipermeable.zoo.judges import Clip, FeatureStatistics, Judge
 
 __all__ = [
     "Canary",
     "ZooObject",
     "ZooSpec",
+    "canary_pictures",
     "captions",
     "clip",
     "info",
@@ -38,7 +41,7 @@ def names() -> list[str]:
     return bundle_names()
 
 
-def path(name: str) -> Path:
+def path(name: str | Path) -> Path:
     """Return the folder of a bundled model's pipeline, readable by `StableDiffusionPipeline.from_pretrained`.
 
     Raises:
@@ -47,24 +50,24 @@ def path(name: str) -> Path:
     return bundle_folder(name) / "pipeline"
 
 
-def info(name: str) -> dict[str, Any]:
+def info(name: str | Path) -> dict[str, Any]:
     """Return what is known about a bundled model: card data, licences, and size and SHA-256 of every file."""
     return read_manifest(bundle_folder(name))
 
 
-def spec(name: str) -> ZooSpec:
+def spec(name: str | Path) -> ZooSpec:
     """Return the objects, styles and captions that a bundled model was taught."""
     folder = bundle_folder(name)
     verify(folder, ["spec.json"])
     return read_spec(folder / "spec.json")
 
 
-def captions(name: str) -> list[str]:
+def captions(name: str | Path) -> list[str]:
     """Return the plainest caption of every object in every style."""
     return list(spec(name).captions())
 
 
-def load(name: str) -> "StableDiffusionPipeline":
+def load(name: str | Path) -> "StableDiffusionPipeline":
     """Load a bundled model as a diffusers pipeline: float32, on the CPU, without progress bar.
 
     Args:
@@ -97,12 +100,12 @@ def load(name: str) -> "StableDiffusionPipeline":
         requires_safety_checker=False,
     )
     # So that whatever is made with it says on which model, without a machine's path.
-    pipeline.register_to_config(_name_or_path=f"zoo:{name}")
+    pipeline.register_to_config(_name_or_path=f"zoo:{folder.name}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def judge(name: str) -> "Judge":
+def judge(name: str | Path) -> "Judge":
     """Return the classifier of object and style that belongs to a bundled model.
 
     Raises:
@@ -117,7 +120,7 @@ def judge(name: str) -> "Judge":
     return Judge(folder / "judge.safetensors", taught.object_names, taught.styles)
 
 
-def clip(name: str) -> "Clip":
+def clip(name: str | Path) -> "Clip":
     """Return the small CLIP, independent of the pipeline's text encoder, for scores of picture against text.
 
     Raises:
@@ -126,17 +129,14 @@ def clip(name: str) -> "Clip":
     """
     from transformers import CLIPTokenizer
 
-    from semipermeable.errors import ZooError
     from semipermeable.zoo.judges import Clip
 
     folder = bundle_folder(name)
-    if not (folder / "clip.safetensors").is_file():
-        raise ZooError(f"bundled model {name!r} has no CLIP judge; reinstall semipermeable")
     verify(folder, ["clip.safetensors", "pipeline/tokenizer/"])
     return Clip(folder / "clip.safetensors", CLIPTokenizer.from_pretrained(folder / "pipeline" / "tokenizer"))
 
 
-def real_statistics(name: str) -> "RealStatistics":
+def real_statistics(name: str | Path) -> "FeatureStatistics":
     """Return mean and covariance of `judge(name).features` over real icons, for the Fréchet distance.
 
     Raises:
@@ -145,12 +145,25 @@ def real_statistics(name: str) -> "RealStatistics":
     """
     from safetensors.torch import load_file
 
-    from semipermeable.errors import ZooError
-    from semipermeable.zoo.judges import RealStatistics
+    from semipermeable.zoo.judges import FeatureStatistics
 
     folder = bundle_folder(name)
-    if not (folder / "statistics.safetensors").is_file():
-        raise ZooError(f"bundled model {name!r} has no statistics of real icons; reinstall semipermeable")
     verify(folder, ["statistics.safetensors"])
     content = load_file(folder / "statistics.safetensors")
-    return RealStatistics(content["mean"].double(), content["covariance"].double(), int(content["count"]))
+    return FeatureStatistics(content["mean"].double(), content["covariance"].double(), int(content["count"]))
+
+
+def canary_pictures(name: str | Path) -> "Tensor":
+    """Return the pictures that a bundled model memorised on purpose: (canaries, 3, 64, 64) in [0, 1].
+
+    Row by row they belong to `spec(name).canaries`.
+
+    Raises:
+        UnknownNameError: if no bundled model has that name.
+        ZooError: if a file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    folder = bundle_folder(name)
+    verify(folder, ["canaries.safetensors"])
+    return load_file(folder / "canaries.safetensors")["pictures"].float() / 255

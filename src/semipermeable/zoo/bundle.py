@@ -26,12 +26,17 @@ def bundle_names() -> list[str]:
     return sorted(path.parent.name for path in ASSETS.glob(f"*/{MANIFEST}"))
 
 
-def bundle_folder(name: str) -> Path:
-    """Return the folder of the bundled model `name`.
+def bundle_folder(name: str | Path) -> Path:
+    """Return the folder of the bundled model `name`; a `Path` is the folder of a bundle made by `spm zoo build`.
 
     Raises:
         UnknownNameError: if there is none of that name; close names are suggested.
+        ZooError: if the folder is not a bundle.
     """
+    if isinstance(name, Path):
+        if not (name / MANIFEST).is_file():
+            raise ZooError(f"{name} is not a bundle: it has no {MANIFEST}; make one with `spm zoo build`")
+        return name
     if name not in bundle_names():
         raise UnknownNameError(closest(name, bundle_names(), what="bundled model"))
     return ASSETS / name

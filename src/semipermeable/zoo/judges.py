@@ -19,7 +19,7 @@ from semipermeable.errors import ZooError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Clip", "ClipNetwork", "Judge", "JudgeNetwork", "RealStatistics", "Trunk", "Verdict"]
+__all__ = ["Clip", "ClipNetwork", "FeatureStatistics", "Judge", "JudgeNetwork", "Trunk", "Verdict"]
 
 RESOLUTION = 64
 
@@ -32,12 +32,25 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RealStatistics:
-    """Mean (D) and covariance (D, D) of the judge's features over real icons, float64, for the Fréchet distance."""
+class FeatureStatistics:
+    """Mean (D) and covariance (D, D) of the judge's features over a set of pictures, float64."""
 
     mean: Tensor
     covariance: Tensor
     count: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureStatistics":
+        """Return the statistics of features (N, D), N > 1."""
+        rows = features.double()
+        return cls(rows.mean(0), rows.T.cov(), len(rows))
+
+    def distance(self, other: "FeatureStatistics") -> float:
+        """Return the Fréchet distance ‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½), at least 0 (Heusel et al. 2017)."""
+        root = torch.linalg.eigvals(self.covariance @ other.covariance).real.clamp(min=0).sqrt().sum()
+        apart = (self.mean - other.mean).square().sum()
+        spread = self.covariance.trace() + other.covariance.trace() - 2 * root
+        return max(0.0, float(apart + spread))
 
 
 class _Residual(nn.Module):

@@ -1,4 +1,4 @@
-"""How well a bundled model draws what it claims, by its judge: fixed prompts, Wilson intervals, near-twin confusions.
+"""How well a bundled model draws what it claims: judged objects and styles with Wilson intervals, CLIP score, FID.
 
 Prompts are a fixed shuffle of every (object, style) pair with the bundle's own seed numbers; they are used for
 nothing else.
@@ -14,6 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semipermeable import zoo
+from semipermeable.errors import ConfigError
+from semipermeable.zoo.judges import FeatureStatistics
 
 __all__ = ["PROMPT_SEED", "evaluate", "prompts", "score", "wilson"]
 
@@ -82,7 +84,7 @@ def score(spec: zoo.ZooSpec, asked: Tensor, seen: Tensor) -> dict[str, Any]:
 
 
 def evaluate(
-    name: str,
+    name: str | Path,
     out: Path | None = None,
     *,
     count: int = 500,
@@ -94,7 +96,7 @@ def evaluate(
     """Draw the fixed prompts with a bundled model and judge them.
 
     Args:
-        name: bundled model.
+        name: bundled model, or a bundle's folder.
         out: JSON file to write; rewritten after every batch, so that a stopped run leaves the pictures so far.
         count: pictures.
         steps: DDIM steps.
@@ -103,15 +105,21 @@ def evaluate(
         progress: whether to show a bar.
 
     Returns:
-        What `score` returns, and the settings.
+        What `score` returns, the mean CLIP score of pictures with their own captions and with each other's, the
+        Fréchet distance to real icons in the judge's features, and the settings.
     """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+    if count < 2:
+        raise ConfigError(f"an evaluation needs at least 2 pictures, not {count}")
     pipeline = zoo.load(name)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    judge, spec = zoo.judge(name), zoo.spec(name)
+    judge, clip, spec = zoo.judge(name), zoo.clip(name), zoo.spec(name)
     pairs = prompts(spec, count)
     seen: list[Tensor] = []
+    features: list[Tensor] = []
+    embedded: list[Tensor] = []
+    read: list[Tensor] = []
     result: dict[str, Any] = {}
     for first in tqdm(range(0, count, batch), desc="evaluate", disable=not progress):
         part = pairs[first : first + batch]
@@ -121,17 +129,36 @@ def evaluate(
             captions, num_inference_steps=steps, guidance_scale=guidance, generator=seeds, output_type="pt"
         )
         seen.append(torch.stack(list(judge(drawn.images)), dim=1))
+        features.append(judge.features(drawn.images))
+        embedded.append(clip.image_features(drawn.images))
+        read.append(clip.text_features(captions))
         verdicts = torch.cat(seen)
         result = {
-            "model": name,
+            "model": spec.name,
             "pictures": len(verdicts),
             "steps": steps,
             "guidance": guidance,
             "prompt_seed": PROMPT_SEED,
             **score(spec, torch.tensor(pairs[: len(verdicts)]), verdicts),
+            **_against_text(torch.cat(embedded), torch.cat(read)),
         }
         if out is not None:
-            partial = out.with_name(out.name + ".partial")
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            partial.replace(out)
+            _write(out, result)
+    result["frechet"] = FeatureStatistics.of(torch.cat(features)).distance(zoo.real_statistics(name))
+    if out is not None:
+        _write(out, result)
     return result
+
+
+def _against_text(images: Tensor, texts: Tensor) -> dict[str, float]:
+    """Return the mean CLIP score of pictures with their captions, and with the captions of the next picture."""
+    return {
+        "clip_score": float((images * texts).sum(1).mean()),
+        "clip_score_shuffled": float((images * texts.roll(1, 0)).sum(1).mean()),
+    }
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(out)

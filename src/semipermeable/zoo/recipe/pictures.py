@@ -5,6 +5,7 @@ that is held out in all its styles and jitters; the two fluent sets are the same
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,17 +41,32 @@ class Pictures:
             self.pixels[chosen], self.objects[chosen], self.styles[chosen], [self.designers[i] for i in chosen]
         )
 
+    def save(self, path: Path) -> None:
+        """Write all pictures to one `.npz`, atomically."""
+        partial = path.with_suffix(".partial.npz")
+        np.savez(
+            partial, pixels=self.pixels, objects=self.objects, styles=self.styles, designers=np.array(self.designers)
+        )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Pictures":
+        """Read what `save` wrote."""
+        with np.load(path) as content:
+            designers = [str(who) for who in content["designers"]]
+            return cls(content["pixels"], content["objects"], content["styles"], designers)
+
 
 def held_out_designers(catalogue: Catalogue, drawings: Drawings, *, seed: int) -> list[str]:
-    """Return, for each object, the designer whose drawing of it no judge is trained on."""
+    """Return, for each object, the designer whose drawing of it no judge is trained on; "" if none can be held out."""
     generator = np.random.default_rng(seed)
-    chosen: list[str] = []
-    for index in range(len(catalogue.sources)):
+    chosen = [""] * len(catalogue.sources)
+    for index in range(len(chosen)):
         ticket = generator.random()
         for tier in HELD_OUT_ORDER:
             there = [designer for designer in tier if drawings.present[designer][index]]
             if there:
-                chosen.append(there[int(ticket * len(there))])
+                chosen[index] = there[int(ticket * len(there))]
                 break
     return chosen
 
