@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], *, gate_power: int | None = None) -> Memb
             fail(
                 container.path,
                 f"is no membrane ({what}, no metadata key {KEY!r}); expected a file that `spm erase` or "
-                "semipermeable.save wrote, or a LoRA with lora_unet_… names",
+                "semipermeable.save wrote, or a LoRA of kohya, diffusers, PEFT or ComfyUI",
                 first,
             )
     return membrane if gate_power is None else dataclasses.replace(membrane, gate_power=gate_power)
