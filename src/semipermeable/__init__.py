@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from semipermeable.concept import Concept
     from semipermeable.equip import Attachment, attach, fold
     from semipermeable.files import load, load_concepts, save, save_concepts
+    from semipermeable.files.exporting import export, merge
     from semipermeable.membrane import Membrane
     from semipermeable.training import TrainConfig, erase
 
@@ -29,9 +30,11 @@ __all__ = [
     "attach",
     "erase",
     "errors",
+    "export",
     "fold",
     "load",
     "load_concepts",
+    "merge",
     "save",
     "save_concepts",
     "zoo",
@@ -45,9 +48,11 @@ _MODULES = {
     "TrainConfig": "training",
     "attach": "equip",
     "erase": "training",
+    "export": "files.exporting",
     "fold": "equip",
     "load": "files",
     "load_concepts": "files",
+    "merge": "files.exporting",
     "save": "files",
     "save_concepts": "files",
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from semipermeable import __version__
-from semipermeable.cli import demo, erase, generate, inspect, zoo
+from semipermeable.cli import demo, erase, evaluate, export, generate, inspect, zoo
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,11 @@ app.command("erase", epilog=erase.EXAMPLE)(erase.erase_command)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate_command)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect_command)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo_command)
+app.command("evaluate", epilog=evaluate.EVALUATE_EXAMPLE)(evaluate.evaluate_command)
+app.command("report", epilog=evaluate.REPORT_EXAMPLE)(evaluate.report_command)
+app.command("export", epilog=export.EXPORT_EXAMPLE)(export.export_command)
+app.command("import", epilog=export.IMPORT_EXAMPLE)(export.import_command)
+app.command("merge", epilog=export.MERGE_EXAMPLE)(export.merge_command)
 app.add_typer(zoo.app, name="zoo")
 
 

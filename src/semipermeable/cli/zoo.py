@@ -77,6 +77,9 @@ def build_command(
     """
     from dataclasses import replace
 
+    from semipermeable.cli.options import silence_libraries
+
+    silence_libraries()
     from semipermeable.zoo.recipe.build import Plan, build
 
     plan = replace(Plan() if start is not None else Plan.afresh(), seed=seed).scaled(effort)
@@ -98,6 +101,9 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="JSON file with everything.")] = None,
 ) -> None:
     """Draw a model's fixed prompts and let its judges say how many are right."""
+    from semipermeable.cli.options import silence_libraries
+
+    silence_libraries()
     from semipermeable.zoo.recipe.evaluate import evaluate
 
     result = evaluate(_bundle(model), out, count=count)
@@ -106,7 +112,7 @@ def evaluate_command(
         low, high = row["wilson95"]
         typer.echo(f"{key}: {row['right']} of {row['total']} right, {row['share']:.3f} [{low:.3f}, {high:.3f}]")
     typer.echo(f"CLIP score: {result['clip_score']:.3f}, with another's caption {result['clip_score_shuffled']:.3f}")
-    typer.echo(f"Fréchet distance to real icons: {result['frechet']:.2f}")
+    typer.echo(f"Fréchet distance of {result['pictures']} pictures to real icons: {result['frechet']:.2f}")
 
 
 def _bundle(name: str) -> str | Path:

@@ -1,0 +1,127 @@
+"""Membranes under the permeability rules: this package's method, and the paper's.
+
+Each concept has a membrane of its own, trained by `semipermeable.erase` or read from a file; `attach` adds them up and
+gates them prompt by prompt.
+"""
+
+import hashlib
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from semipermeable.concept import Concept
+from semipermeable.equip import attach
+from semipermeable.errors import UnknownNameError, closest
+from semipermeable.evaluation.erasers.protocol import Card, Draw
+from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
+from semipermeable.files import load
+from semipermeable.files.native import to_bytes
+from semipermeable.membrane import Json, Membrane
+from semipermeable.training import TrainConfig, erase
+
+__all__ = ["CARD", "OPEN_CARD", "PAPER_CARD", "Equipped", "Rule", "Spm", "membranes_for"]
+
+Rule = Literal["transport", "paper", "open"]
+
+_PAPER = "Lyu et al. 2024, One-Dimensional Adapter to Rule Them All (SPM), CVPR, arXiv 2312.16145; "
+CARD = Card(
+    paper=_PAPER + "with this package's training and gate",
+    defaults='preset "fast" of TrainConfig, calibrated gate ("transport"), unless a membrane file is given',
+    tuned="the preset was tuned on objects and styles of the bundled model; see docs/training.md",
+)
+OPEN_CARD = Card(
+    paper=CARD.paper,
+    defaults='preset "fast" of TrainConfig, held open on every conditional row, unless a membrane file is given',
+    tuned=CARD.tuned,
+)
+PAPER_CARD = Card(
+    paper=_PAPER + "as published",
+    defaults='preset "paper" of TrainConfig (3,000 steps, λ 1e3, η 1), gate of Eq. 10 and 11, unless a file is given',
+    tuned="nothing",
+)
+
+
+def membranes_for(concepts: Sequence[Concept], files: Sequence[str]) -> tuple[Membrane, ...]:
+    """Read the membranes of some concepts.
+
+    Args:
+        concepts: what is to be erased.
+        files: paths; each must erase one of the concepts, and every concept must have one.
+
+    Raises:
+        UnknownNameError: if a concept has no membrane or a membrane no concept.
+        MembraneFileError: if a file cannot be read.
+    """
+    found = {membrane.name: membrane for membrane in map(load, files)}
+    wanted = [concept.name for concept in concepts]
+    for name in wanted:
+        if name not in found:
+            raise UnknownNameError(closest(name, found, what="concept (no membrane file given erases it)"))
+    for name in found:
+        if name not in wanted:
+            raise UnknownNameError(closest(name, wanted, what="concept (a membrane file erases it, nobody asked)"))
+    return tuple(found[name] for name in wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class Equipped:
+    """An erasure by membranes.
+
+    Args:
+        config: see `Erasure`.
+        membranes: one per concept.
+        rule: permeability.
+    """
+
+    config: Mapping[str, Json]
+    membranes: tuple[Membrane, ...]
+    rule: Rule
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the membranes' files."""
+        return sum(len(to_bytes(membrane)) for membrane in self.membranes)
+
+    @contextmanager
+    def applied(self, pipe: Any) -> Generator[Draw, None, None]:
+        """See `Erasure`."""
+        with attach(pipe, self.membranes, self.rule):
+            yield pipe
+
+
+@dataclass(frozen=True)
+class Spm:
+    """See the module.
+
+    Args:
+        name: see `Eraser`.
+        rule: permeability.
+        training: how membranes are trained where no file is given.
+        files: membrane files, one per concept; () trains.
+    """
+
+    name: str
+    rule: Rule
+    training: TrainConfig
+    files: tuple[str, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """See `Eraser`."""
+        return self.rule != "open"
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
+        """See `Eraser`."""
+        subjects = subjects_of(pipe, concepts)
+        completed = [subject.concept for subject in subjects]
+        membranes = (
+            membranes_for(completed, self.files)
+            if self.files
+            else tuple(erase(pipe, one, config=self.training, seed=seed, progress=progress) for one in completed)
+        )
+        source: dict[str, Json] = {"training": self.training.to_json()}
+        if self.files:
+            source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
+        config = configuration(self.name, subjects, None if self.files else seed, rule=self.rule, **source)
+        return Equipped(config, membranes, self.rule)

@@ -1,0 +1,118 @@
+"""SPM as its released reference code behaves, where that differs from the paper (see DESIGN.md, section 3).
+
+Drawing: of a batch only the first prompt is looked at, and its γ holds for all rows, the unconditional ones included.
+Both factors are scaled by it, and several membranes are summed factor by factor, so that a site adds
+
+    (Σ_c γ_c u_c) (Σ_c γ_c v_c)ᵀ        in the place of Σ_c γ_c u_c v_cᵀ :
+
+one membrane acts with γ², several have cross terms. γ is that of the paper's Eq. 10 and 11 over whole encodings.
+
+How it trains: `reference_training`. Membranes from files act here as they would there, whatever trained them.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semipermeable.concept import Concept
+from semipermeable.equip import fold
+from semipermeable.evaluation.erasers.gates import as_list
+from semipermeable.evaluation.erasers.protocol import Card, Draw
+from semipermeable.evaluation.erasers.reference_training import ReferenceSettings, train_as_reference
+from semipermeable.evaluation.erasers.spm import membranes_for
+from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
+from semipermeable.evaluation.erasers.weights import bare_denoiser
+from semipermeable.files.native import to_bytes
+from semipermeable.hosts import host_for
+from semipermeable.membrane import Json, Membrane
+from semipermeable.permeability import GatedConcept, PaperTransport
+
+__all__ = ["CARD", "SpmReference", "cross_summed"]
+
+CARD = Card(
+    paper="Lyu et al. 2024 (SPM), CVPR, arXiv 2312.16145; as its released code behaves",
+    defaults="the paper's settings; γ of the first prompt for all rows, squared, summed with cross terms",
+    tuned="nothing",
+)
+
+
+def cross_summed(membranes: Sequence[Membrane], gamma: Sequence[float]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return Σ_c γ_c u_c and Σ_c γ_c v_c of every site.
+
+    Args:
+        membranes: of one rank.
+        gamma: γ of each.
+    """
+    summed: dict[str, tuple[Tensor, Tensor]] = {}
+    for membrane, g in zip(membranes, gamma, strict=True):
+        for name, (u, v) in membrane.pairs.items():
+            before = summed.get(name, (torch.zeros_like(u), torch.zeros_like(v)))
+            summed[name] = (before[0] + g * u, before[1] + g * v)
+    return summed
+
+
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """Membranes that are folded into the weights for each call."""
+
+    config: Mapping[str, Json]
+    membranes: tuple[Membrane, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(len(to_bytes(membrane)) for membrane in self.membranes)
+
+    @contextmanager
+    def applied(self, pipe: Any) -> Generator[Draw, None, None]:
+        """See `Erasure`."""
+        bare_denoiser(pipe)
+
+        def erased(prompt: str | Sequence[str], **options: Any) -> Any:
+            prompts = as_list(prompt)
+            whole = Membrane(cross_summed(self.membranes, self._gamma(pipe, prompts[0])), self.membranes[0].concept)
+            with fold(pipe, whole):
+                return pipe(prompts, **options)
+
+        yield erased
+
+    def _gamma(self, pipe: Any, prompt: str) -> list[float]:
+        host, rule = host_for(pipe), PaperTransport()
+        encoded, empty = host.encode([prompt]), host.encode([""])[0]
+        concepts = [GatedConcept(m.concept, tuple(host.encode(m.concept.names)), empty) for m in self.membranes]
+        return [rule.decide(encoded, concept)[0].gamma for concept in concepts]
+
+
+@dataclass(frozen=True)
+class SpmReference:
+    """See the module.
+
+    Args:
+        training: how membranes are trained where no file is given.
+        files: membrane files, one per concept; () trains.
+    """
+
+    training: ReferenceSettings = field(default_factory=ReferenceSettings)
+    files: tuple[str, ...] = ()
+    name = "spm-reference"
+    gated = True
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> _Folded:
+        """See `Eraser`."""
+        subjects = subjects_of(pipe, concepts)
+        completed = [subject.concept for subject in subjects]
+        source: dict[str, Json] = {"training": dataclasses.asdict(self.training)}
+        if self.files:
+            membranes = membranes_for(completed, self.files)
+            source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
+        else:
+            membranes = tuple(
+                train_as_reference(pipe, one, self.training, seed=seed, progress=progress) for one in completed
+            )
+        config = configuration(self.name, subjects, None if self.files else seed, **source)
+        return _Folded(config, membranes)

@@ -1,0 +1,263 @@
+"""All figures of one eraser on one benchmark, their intervals, and their differences to another eraser.
+
+A sheet holds one row per picture. A figure is a mean of some column over some rows, or a harmonic mean of such means.
+Intervals come from one resampling of the rows that every eraser shares (see `bootstrap`); that of a share is widened to
+its Wilson interval where that is wider, because a bootstrap has no width where all rows agree.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from semipermeable.evaluation.metrics import wilson_interval
+from semipermeable.evaluation.scores.accuracy import CanvasHits, harmonic_mean
+from semipermeable.evaluation.scores.bootstrap import REPLICATES, Estimate, Resampling, percentiles
+
+__all__ = [
+    "FIGURES",
+    "ClusterLevel",
+    "Figure",
+    "Sheet",
+    "case_values",
+    "differences_of",
+    "figure_of",
+    "figures_of",
+    "resample",
+]
+
+ClusterLevel = Literal["concept", "prompt", "seed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a figure is.
+
+    Args:
+        name: its key in results; a part of it is `name:tag`.
+        title: for readers.
+        better: which direction is good.
+        meaning: one sentence.
+    """
+
+    name: str
+    title: str
+    better: Literal["high", "low"]
+    meaning: str
+
+
+FIGURES: Mapping[str, Figure] = {
+    figure.name: figure
+    for figure in (
+        Figure("harmonic", "H", "high", "harmonic mean of UA, IRA and CRA"),
+        Figure("ua", "UA", "high", "unlearning accuracy: share of the concept's pictures in which it is not seen"),
+        Figure("ira", "IRA", "high", "in-domain retain accuracy: other pictures in which the right thing is seen"),
+        Figure("cra", "CRA", "high", "cross-domain retain accuracy: pictures right in the other domain"),
+        Figure(
+            "opened", "opened", "high", "of the wordings whose concept the base model draws, share no longer showing it"
+        ),
+        Figure("h_o", "H_o", "high", "MACE: harmonic mean of UA on plain captions, IRA, and UA on other wordings"),
+        Figure("identical", "identical", "high", "share of other pictures that are the base model's own, bit for bit"),
+        Figure("drift", "drift", "low", "mean absolute pixel difference of other pictures to the base model's own"),
+        Figure("clip_target", "CLIP, target", "low", "CLIP score of the concept's pictures with its name"),
+        Figure(
+            "clip_error", "CLIP error", "high", "SPM's CLIP error rate: target pictures its surrogate fits no worse"
+        ),
+        Figure("clip_kept", "CLIP, kept", "high", "CLIP score of all other pictures with their prompts"),
+        Figure("frechet_real", "FID real", "low", "Fréchet distance of kept pictures to real ones, judge's features"),
+        Figure("frechet_base", "FID base", "low", "Fréchet distance of kept pictures to the base model's own"),
+        Figure("kernel_base", "KID base", "low", "kernel distance of kept pictures to the base model's own"),
+        Figure("target", "target accuracy", "low", "share of the concept's pictures in which the judge sees it"),
+        Figure("keep", "keep", "high", "mean of IRA and CRA"),
+    )
+}
+"""Every figure, in the order of reports."""
+
+_SHARES = ("target", "ua", "ira", "cra", "opened", "clip_error", "identical")
+PLAIN = "plain"
+"""Tag of rows in the model's own wording."""
+
+
+def figure_of(name: str) -> Figure:
+    """Return what a figure is, also of a part such as "ira:twin"."""
+    whole, _, tag = name.partition(":")
+    found = FIGURES[whole]
+    return Figure(name, f"{found.title}, {tag}", found.better, found.meaning) if tag else found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """What is known about each picture of one eraser, base model's pictures of the same rows included."""
+
+    concepts: tuple[str, ...]
+    """Case of each row: what was erased."""
+    prompts: tuple[str, ...]
+    """Prompt of each row."""
+    seeds: tuple[int, ...]
+    """Seed index of each row."""
+    tags: tuple[str, ...]
+    """Part of the benchmark that each row belongs to."""
+    hits: CanvasHits
+    """Verdicts."""
+    base_right: Tensor
+    """The base model's `hits.right`, boolean."""
+    drift: Tensor
+    """Pixel drift to the base model's picture, in [0, 1]."""
+    identical: Tensor
+    """1 where equal to it bit for bit, 0 where not, NaN where the machine or its threads differed."""
+    clip_prompt: Tensor | None = None
+    """CLIP score with the row's prompt; None without a CLIP."""
+    clip_target: Tensor | None = None
+    """CLIP score with the erased concept's text."""
+    clip_error: Tensor | None = None
+    """Whether CLIP no longer sees the concept."""
+
+
+Column = tuple[Tensor, Tensor]
+"""Values and the mask of rows that count."""
+
+
+def resample(
+    sheet: Sheet, level: ClusterLevel = "prompt", *, seed: int = 0, replicates: int = REPLICATES
+) -> Resampling:
+    """Draw the rows of a sheet again; every sheet of the same rows may share it.
+
+    Args:
+        sheet: any of those to compare.
+        level: what is drawn: captions or seeds within each concept, which stays; or whole concepts.
+        seed: of the draws.
+        replicates: number of draws.
+    """
+    clusters = {"concept": sheet.concepts, "prompt": sheet.prompts, "seed": sheet.seeds}[level]
+    strata = None if level == "concept" else sheet.concepts
+    generator = torch.Generator().manual_seed(seed)
+    return Resampling.draw(clusters, strata, generator=generator, replicates=replicates)
+
+
+def figures_of(sheet: Sheet, draws: Resampling) -> dict[str, Estimate]:
+    """Return every figure that the sheet's rows allow, with its interval."""
+    columns = _columns(sheet)
+    found: dict[str, Estimate] = {}
+    for name, (values, mask) in columns.items():
+        found[name] = _estimate(name, values, mask, draws)
+    point = _joined({name: values[mask].double().mean() for name, (values, mask) in columns.items()})
+    replicates = _joined({name: draws.means(*columns[name]) for name in _JOINED_PARTS if name in columns})
+    for name, value in point.items():
+        low, high = percentiles(replicates[name])
+        found[name] = Estimate(float(value), low, high, len(sheet.prompts))
+    return _ordered(found)
+
+
+def differences_of(after: Sheet, before: Sheet, draws: Resampling) -> dict[str, Estimate]:
+    """Return `after − before` of every figure both have, with paired intervals.
+
+    Args:
+        after: one eraser.
+        before: another on the same rows, or the base model.
+        draws: of those rows.
+
+    Raises:
+        ValueError: if the rows differ.
+    """
+    if (after.concepts, after.prompts, after.seeds) != (before.concepts, before.prompts, before.seeds):
+        raise ValueError("only sheets of the same rows can be compared")
+    mine, theirs = _columns(after), _columns(before)
+    shared = [name for name in mine if name in theirs]
+    samples: dict[str, Tensor] = {}
+    for name in shared:
+        samples[name] = draws.means(*mine[name]) - draws.means(*theirs[name])
+    first = _joined({name: draws.means(*mine[name]) for name in _JOINED_PARTS if name in shared})
+    second = _joined({name: draws.means(*theirs[name]) for name in _JOINED_PARTS if name in shared})
+    samples |= {name: first[name] - second[name] for name in first}
+    point, other = _points(mine, shared), _points(theirs, shared)
+    return _ordered(
+        {
+            name: Estimate(point[name] - other[name], *percentiles(drawn), len(after.prompts))
+            for name, drawn in samples.items()
+        }
+    )
+
+
+def case_values(sheet: Sheet) -> dict[str, dict[str, float]]:
+    """Return concept → figure → value, for the drill-down."""
+    columns = _columns(sheet)
+    found: dict[str, dict[str, float]] = {}
+    for concept in dict.fromkeys(sheet.concepts):
+        here = torch.tensor([name == concept for name in sheet.concepts])
+        inside = {name: (values, mask & here) for name, (values, mask) in columns.items()}
+        found[concept] = _points(inside, [name for name, (_, mask) in inside.items() if bool(mask.any())])
+    return found
+
+
+def _estimate(name: str, values: Tensor, mask: Tensor, draws: Resampling) -> Estimate:
+    value, n = float(values[mask].double().mean()), int(mask.sum())
+    low, high = percentiles(draws.means(values, mask))
+    if name.partition(":")[0] in _SHARES:
+        ends = wilson_interval(int(values[mask].sum()), n)
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return Estimate(value, low, high, n)
+
+
+_JOINED_PARTS = ("ua", "ira", "cra", "ua:plain", "opened")
+
+
+def _joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the means of figures that the parts allow."""
+    wanted: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+        "keep": (_mean_of_two, ("ira", "cra")),
+        "harmonic": (harmonic_mean, ("ua", "ira", "cra")),
+        "h_o": (harmonic_mean, ("ua:plain", "ira", "opened")),
+    }
+    return {
+        name: join(*(parts[key] for key in keys))
+        for name, (join, keys) in wanted.items()
+        if all(key in parts for key in keys)
+    }
+
+
+def _mean_of_two(first: Tensor, second: Tensor) -> Tensor:
+    return (first + second) / 2
+
+
+def _points(columns: Mapping[str, Column], names: list[str]) -> dict[str, float]:
+    means = {name: columns[name][0][columns[name][1]].double().mean() for name in names}
+    return {name: float(value) for name, value in (means | _joined(means)).items()}
+
+
+def _columns(sheet: Sheet) -> dict[str, Column]:
+    """Return values and mask of every plain figure; figures without a row are left out."""
+    hits = sheet.hits
+    asks, kept = hits.asks, ~hits.asks
+    wordings = {tag for tag, asked in zip(sheet.tags, asks.tolist(), strict=True) if asked}
+    columns: dict[str, Column] = {
+        "target": (hits.right, asks),
+        "ua": (~hits.right, asks),
+        "ira": (hits.right, kept),
+        "cra": (hits.other_right, hits.crossed),
+        "identical": (sheet.identical, kept & ~sheet.identical.isnan()),
+        "drift": (sheet.drift, kept),
+    }
+    if len(wordings) > 1:
+        plain = torch.tensor([tag == PLAIN for tag in sheet.tags])
+        columns["opened"] = (~hits.right, asks & ~plain & sheet.base_right)
+    if sheet.clip_prompt is not None and sheet.clip_target is not None and sheet.clip_error is not None:
+        columns["clip_target"] = (sheet.clip_target, asks)
+        columns["clip_error"] = (sheet.clip_error, asks)
+        columns["clip_kept"] = (sheet.clip_prompt, kept)
+    columns |= _by_tag(sheet, lambda tags: asks & tags, "ua", ~hits.right)
+    columns |= _by_tag(sheet, lambda tags: kept & tags, "ira", hits.right)
+    return {name: column for name, column in columns.items() if bool(column[1].any())}
+
+
+def _by_tag(sheet: Sheet, among: Callable[[Tensor], Tensor], name: str, values: Tensor) -> dict[str, Column]:
+    """Return the parts of a figure where the benchmark has more than one."""
+    masks = {tag: among(torch.tensor([other == tag for other in sheet.tags])) for tag in dict.fromkeys(sheet.tags)}
+    found = {f"{name}:{tag}": (values, mask) for tag, mask in masks.items() if bool(mask.any())}
+    return found if len(found) > 1 else {}
+
+
+def _ordered(found: dict[str, Estimate]) -> dict[str, Estimate]:
+    order = list(FIGURES)
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0].partition(":")[0]), ":" in item[0])))

@@ -1,0 +1,175 @@
+"""Draw the shards of one erasure and write them down."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semipermeable.evaluation.benchmarks.plan import Case, Row, Sampler
+from semipermeable.evaluation.costs import Meter, metered
+from semipermeable.evaluation.environment import describe_environment
+from semipermeable.evaluation.erasers.protocol import Draw, Eraser, Erasure
+from semipermeable.evaluation.results import Costs, Place, Shard, picture_name, write_json
+from semipermeable.generation import Drawing, Job, write_png
+from semipermeable.membrane import Json
+
+__all__ = ["Unit", "draw_rows", "draw_shards"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """One erasure and the seeds that are still to be drawn with it."""
+
+    eraser: str
+    """Spec string."""
+    case: Case
+    """What is erased, and what is drawn then."""
+    sampler: Sampler
+    """How it is drawn."""
+    seeds: tuple[int, ...]
+    """Seed indices."""
+    train_seed: int
+    """Of training or solving."""
+    device: str
+    """Torch device."""
+    configuration: str
+    """Hash under which shards may be joined."""
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures to draw."""
+        return len(self.case.rows) * len(self.seeds)
+
+
+def draw_shards(unit: Unit, eraser: Eraser, pipe: Any, root: Path) -> Iterator[int]:
+    """Prepare an erasure, draw its shards and write them.
+
+    Args:
+        unit: what to draw.
+        eraser: of the unit's name.
+        pipe: the pipeline; it is left as it was.
+        root: folder of the benchmark's results.
+
+    Yields:
+        the number of pictures after each call of the pipeline.
+
+    Raises:
+        OutputError: if something cannot be written.
+    """
+    with metered(unit.device) as preparing:
+        erasure = eraser.prepare(pipe, unit.case.concepts, seed=unit.train_seed)
+    place, environment = Place(root, unit.eraser), describe_environment()
+    for seed in unit.seeds:
+        pictures: list[Tensor] = []
+        with erasure.applied(pipe) as draw, metered(unit.device) as drawing:
+            for batch in draw_rows(draw, unit.case.rows, seed, unit.sampler):
+                pictures += batch
+                yield len(batch)
+        shard = _record(unit, eraser, erasure, seed, pictures, (preparing, drawing), environment)
+        _write_pictures(place.pictures(unit.case.name, seed), unit.case.rows, seed, pictures, shard)
+        write_json(place.shard(unit.case.name, seed), asdict(shard))
+
+
+def draw_rows(draw: Draw, rows: Sequence[Row], seed: int, sampler: Sampler) -> Iterator[Tensor]:
+    """Draw rows in their order, in calls of the sampler's shape.
+
+    Args:
+        draw: draws like a diffusers pipeline.
+        rows: what to draw.
+        seed: index of the noise.
+        sampler: steps, guidance, batch size.
+
+    Yields:
+        pictures of one call, shape (rows, 3, height, width), in [0, 1], fp32 on the CPU.
+    """
+    for start in range(0, len(rows), sampler.batch_size):
+        chunk = rows[start : start + sampler.batch_size]
+        drawn = draw(
+            [row.prompt for row in chunk],
+            negative_prompt=[row.negative for row in chunk],
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.guidance,
+            generator=[torch.Generator().manual_seed(row.noise(seed)) for row in chunk],
+            output_type="pt",
+        )
+        yield drawn.images.float().cpu()
+
+
+def _record(
+    unit: Unit,
+    eraser: Eraser,
+    erasure: Erasure,
+    seed: int,
+    pictures: Sequence[Tensor],
+    meters: tuple[Meter, Meter],
+    environment: Mapping[str, Json],
+) -> Shard:
+    preparing, drawing = meters
+    versions: Any = environment["versions"]
+    costs = Costs(
+        prepare_seconds=preparing.seconds,
+        draw_seconds=drawing.seconds,
+        pictures=len(pictures),
+        prepare_peak_bytes=preparing.peak_bytes,
+        draw_peak_bytes=drawing.peak_bytes,
+        stored_bytes=erasure.stored_bytes,
+    )
+    return Shard(
+        configuration=unit.configuration,
+        eraser=unit.eraser,
+        gated=eraser.gated,
+        case=unit.case.name,
+        seed=seed,
+        pixels=tuple(_digest(picture) for picture in pictures),
+        erasure=dict(erasure.config),
+        numerics={
+            "device": unit.device,
+            "processor": environment["processor"],
+            "gpus": environment["gpus"],
+            "threads": environment["threads"],
+            "torch": versions["torch"],
+            "diffusers": versions["diffusers"],
+        },
+        costs=costs,
+        environment=environment,
+    )
+
+
+def _digest(picture: Tensor) -> str:
+    return hashlib.sha256(picture.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _write_pictures(folder: Path, rows: Sequence[Row], seed: int, pictures: Sequence[Tensor], shard: Shard) -> None:
+    """Write a shard's pictures; a folder left by a killed run is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".spm-", dir=folder.parent))
+    try:
+        for row, pixels in zip(rows, pictures, strict=True):
+            write_png(
+                Drawing(Job(row.prompt, row.noise(seed)), pixels).image,
+                _facts(row, seed, shard),
+                stage / picture_name(row),
+            )
+        stage.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        stage.replace(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _facts(row: Row, seed: int, shard: Shard) -> Mapping[str, Any]:
+    return {
+        "prompt": row.prompt,
+        "negative_prompt": row.negative,
+        "seed": row.noise(seed),
+        "eraser": shard.eraser,
+        "erased": shard.case,
+        "tag": row.tag,
+        "configuration": shard.configuration,
+    }
