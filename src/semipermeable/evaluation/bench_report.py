@@ -173,11 +173,11 @@ def render(sections: Sequence[Section], level: ClusterLevel) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("bench.html.j2").render(
-        sections=[_view(section) for section in sections], level=level, figures=FIGURES
+        sections=[_view(section, level) for section in sections], level=level, figures=FIGURES
     )
 
 
-def _view(section: Section) -> dict[str, Any]:
+def _view(section: Section, level: ClusterLevel) -> dict[str, Any]:
     everyone = section.entries
     names = [name for name in FIGURES if any(name in one.figures for one in everyone)]
     parts = list(dict.fromkeys(name for one in everyone for name in one.figures if ":" in name))
@@ -194,7 +194,7 @@ def _view(section: Section) -> dict[str, Any]:
         "histograms": [(one, histogram(_kept_drift(one))) for one in (*section.gated, *section.open)],
         "tables": [_table(title, section.base, entries, names) for title, entries in groups if entries],
         "parts": [_table(title, section.base, entries, parts) for title, entries in groups if entries and parts],
-        "duels": [(title, _duels(entries)) for title, entries in groups if entries],
+        "duels": [(title, _duels(entries, level)) for title, entries in groups if entries],
         "costs": [(one, one.result.costs) for one in everyone],
         "cases": [_case(section, case) for case in section.benchmark.cases if case.name in section.base.by_case],
         "notes": list(dict.fromkeys(note for one in everyone for note in one.result.notes)),
@@ -238,10 +238,10 @@ def _cell(found: Estimate | None, one: Entry, name: str, best: float | None) -> 
     }
 
 
-def _duels(entries: Sequence[Entry]) -> list[tuple[Entry, Entry, Mapping[str, Estimate]]]:
+def _duels(entries: Sequence[Entry], level: ClusterLevel) -> list[tuple[Entry, Entry, Mapping[str, Estimate]]]:
     """Return the paired differences of the first of a group to each of the others."""
     first, *rest = entries
-    draws = resample(first.sheet)
+    draws = resample(first.sheet, level)
     names = ("harmonic", "ua", "ira", "cra")
     found: list[tuple[Entry, Entry, Mapping[str, Estimate]]] = []
     for other in rest:
