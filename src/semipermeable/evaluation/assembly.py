@@ -159,10 +159,11 @@ def _incomparable(shards: Sequence[Shard], base: Mapping[tuple[str, int], Shard]
 def _costs(shards: Sequence[Shard], base: Mapping[tuple[str, int], Shard]) -> dict[str, float]:
     """Return what the eraser costs; the overhead is the median ratio to the base model on the same shard."""
     first = list({shard.case: shard for shard in reversed(shards)}.values())
-    ratios = [s.costs.draw_seconds / max(1e-9, base[s.case, s.seed].costs.draw_seconds) for s in shards]
+    ratios = [s.costs.draw_busy_seconds / max(1e-9, base[s.case, s.seed].costs.draw_busy_seconds) for s in shards]
     found: dict[str, float] = {
         "prepare_seconds": mean(shard.costs.prepare_seconds for shard in first),
         "seconds_per_picture": median(s.costs.draw_seconds / s.costs.pictures for s in shards),
+        "busy_seconds_per_picture": median(s.costs.draw_busy_seconds / s.costs.pictures for s in shards),
         "overhead": median(ratios),
         "stored_bytes": mean(shard.costs.stored_bytes for shard in first),
         "prepare_peak_bytes": max(shard.costs.prepare_peak_bytes for shard in shards),

@@ -1,4 +1,4 @@
-"""What an erasure costs: wall seconds and peak memory of a block of work."""
+"""What an erasure costs: wall and processor seconds and peak memory of a block of work."""
 
 import resource
 import sys
@@ -19,6 +19,8 @@ class Meter:
 
     seconds: float = 0.0
     """Wall time."""
+    busy_seconds: float = 0.0
+    """Processor time of all threads, which other programs on the machine do not stretch; wall time on a GPU."""
     peak_bytes: int = 0
     """Highest memory of the process meanwhile, or of the GPU where there is one."""
 
@@ -37,11 +39,12 @@ def metered(device: str) -> Generator[Meter, None, None]:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _forget_peak()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     yield meter
     if on_gpu:
         torch.cuda.synchronize(device)
     meter.seconds = time.perf_counter() - began
+    meter.busy_seconds = meter.seconds if on_gpu else time.process_time() - worked
     meter.peak_bytes = torch.cuda.max_memory_allocated(device) if on_gpu else _peak()
 
 

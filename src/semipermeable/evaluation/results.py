@@ -105,6 +105,8 @@ class Costs:
     """Of training or solving, shared by all seeds of a case."""
     draw_seconds: float
     """Of drawing all pictures of the shard."""
+    draw_busy_seconds: float
+    """The same in processor time (wall time on a GPU), for ratios that a busy machine does not spoil."""
     pictures: int
     """How many."""
     prepare_peak_bytes: int

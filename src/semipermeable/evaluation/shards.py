@@ -115,6 +115,7 @@ def _record(
     costs = Costs(
         prepare_seconds=preparing.seconds,
         draw_seconds=drawing.seconds,
+        draw_busy_seconds=drawing.busy_seconds,
         pictures=len(pictures),
         prepare_peak_bytes=preparing.peak_bytes,
         draw_peak_bytes=drawing.peak_bytes,

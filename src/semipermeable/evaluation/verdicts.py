@@ -259,7 +259,10 @@ def sets_of(benchmark: Benchmark, shards: Sequence[Shard], base: str, place: Pla
     if len(mine) < 2:
         return {}
     own = moments_of(mine)
-    found = {"frechet_base": frechet_distance(own, moments_of(bare)), "kernel_base": kernel_distance(mine, bare)}
+    found = {
+        "frechet_base": frechet_distance(own, moments_of(bare)),
+        "kernel_base": kernel_distance(mine, bare, paired=True),
+    }
     return found if panel.real is None else {"frechet_real": frechet_distance(own, panel.real), **found}
 
 

@@ -79,6 +79,10 @@ def test_a_share_is_never_more_certain_than_wilson_says():
         low, high = wilson_interval(3, 3)
         assert found[name].low <= low
         assert found[name].high >= high
+    ends = [low, found["cra"].low]
+    assert found["keep"].low <= (1 + low) / 2 < found["keep"].value
+    assert found["harmonic"].low <= float(harmonic_mean(low, 1.0, found["cra"].value)) < found["harmonic"].value
+    assert all(found["harmonic"].low > end for end in ends)  # one part at a time, not all at once
 
 
 def test_differences_are_paired_and_of_the_same_rows():

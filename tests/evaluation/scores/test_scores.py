@@ -84,6 +84,15 @@ def test_kernel_distance_is_unbiased():
     assert kernel_distance(features(50, 4), features(50, 4, 1, shift=1.0)) > 5 * max(same)
 
 
+def test_pairs_that_are_equal_have_no_kernel_distance():
+    rows = features(20, 4)
+    assert kernel_distance(rows, rows, paired=True) == pytest.approx(0, abs=1e-12)
+    assert kernel_distance(rows, rows) < 0  # the unpaired estimate takes a sample for an independent one
+    assert kernel_distance(rows, rows + 1, paired=True) > 0
+    with pytest.raises(ValueError, match="two sets of features"):
+        kernel_distance(rows, rows[:5], paired=True)
+
+
 class _Identity(torch.nn.Module):
     num_features = 6
 

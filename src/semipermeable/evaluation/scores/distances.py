@@ -58,21 +58,24 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def kernel_distance(first: Tensor, second: Tensor) -> float:
+def kernel_distance(first: Tensor, second: Tensor, *, paired: bool = False) -> float:
     """Return the unbiased squared MMD with the cubic kernel.
 
     Args:
         first: features, shape (n, width), n ≥ 2.
         second: features, shape (m, width), m ≥ 2.
+        paired: row i of both sets is the same prompt and seed. Such rows are not independent, so k(xᵢ, yᵢ) is left out
+            (Gretton et al. 2012, Eq. 4); equal sets then have distance exactly 0 and not less.
 
     Raises:
-        ValueError: if a set has fewer than two rows, or the widths differ.
+        ValueError: if a set has fewer than two rows, the widths differ, or pairs are not of one length.
     """
-    if min(len(first), len(second)) < 2 or first.shape[1] != second.shape[1]:
+    if min(len(first), len(second)) < 2 or first.shape[1] != second.shape[1] or (paired and len(first) != len(second)):
         raise ValueError(f"two sets of features expected, found {tuple(first.shape)} and {tuple(second.shape)}")
     x, y = first.double(), second.double()
     within = _off_diagonal_mean(_kernel(x, x)) + _off_diagonal_mean(_kernel(y, y))
-    return float(within - 2 * _kernel(x, y).mean())
+    across = _kernel(x, y)
+    return float(within - 2 * (_off_diagonal_mean(across) if paired else across.mean()))
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

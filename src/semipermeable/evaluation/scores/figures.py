@@ -1,8 +1,9 @@
 """All figures of one eraser on one benchmark, their intervals, and their differences to another eraser.
 
 A sheet holds one row per picture. A figure is a mean of some column over some rows, or a harmonic mean of such means.
-Intervals come from one resampling of the rows that every eraser shares (see `bootstrap`); that of a share is widened to
-its Wilson interval where that is wider, because a bootstrap has no width where all rows agree.
+Intervals come from one resampling of the rows that every eraser shares (see `bootstrap`). A bootstrap has no width
+where all rows agree: the interval of a share is widened to its Wilson interval where that is wider, and that of a
+joined figure to where one of its parts at a time would bring it.
 """
 
 from collections.abc import Callable, Mapping
@@ -146,7 +147,8 @@ def figures_of(sheet: Sheet, draws: Resampling) -> dict[str, Estimate]:
     replicates = _joined({name: draws.means(*columns[name]) for name in _JOINED_PARTS if name in columns})
     for name, value in point.items():
         low, high = percentiles(replicates[name])
-        found[name] = Estimate(float(value), low, high, len(sheet.prompts))
+        ends = [low, high, *_ends(name, found)]
+        found[name] = Estimate(float(value), min(ends), max(ends), len(sheet.prompts))
     return _ordered(found)
 
 
@@ -215,6 +217,16 @@ def _joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, (join, keys) in wanted.items()
         if all(key in parts for key in keys)
     }
+
+
+def _ends(joined: str, found: Mapping[str, Estimate]) -> list[float]:
+    """Return a joined figure with one of its parts at a time at an end of that part's interval."""
+    points = {name: torch.tensor(found[name].value) for name in _JOINED_PARTS if name in found}
+    return [
+        float(_joined({**points, name: torch.tensor(end)})[joined])
+        for name in points
+        for end in (found[name].low, found[name].high)
+    ]
 
 
 def _mean_of_two(first: Tensor, second: Tensor) -> Tensor:
