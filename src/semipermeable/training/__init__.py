@@ -1,6 +1,6 @@
 """Training of membranes: the paper's recipe and a fast one."""
 
-from semipermeable.training.api import erase, erase_steps
+from semipermeable.training.api import erase, erase_steps, fit_gate
 from semipermeable.training.captions import CaptionSet, captions_for, enrich
 from semipermeable.training.config import TrainConfig, presets
 from semipermeable.training.loop import StepStats, train
@@ -13,6 +13,7 @@ __all__ = [
     "enrich",
     "erase",
     "erase_steps",
+    "fit_gate",
     "presets",
     "train",
 ]

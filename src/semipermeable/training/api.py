@@ -18,7 +18,7 @@ from semipermeable.training.loop import StepStats, Trained, train
 from semipermeable.training.progress import bar, board
 from semipermeable.zoo import ZooSpec
 
-__all__ = ["erase", "erase_steps"]
+__all__ = ["erase", "erase_steps", "fit_gate"]
 
 
 def erase(
@@ -94,13 +94,24 @@ def erase_steps(
     captions = captions_for(wanted, spec)
     trained = yield from train(host, wanted, captions, chosen, seed=seed)
     story = _provenance(host, chosen, seed, trained, spec)
-    return Membrane(trained.pairs, wanted, story, _gate(host, wanted, captions.kind, spec, seed))
+    return Membrane(trained.pairs, wanted, story, fit_gate(host, wanted, captions.kind, spec, seed))
 
 
-def _gate(
+def fit_gate(
     host: Host, concept: Concept, kind: Literal["object", "style"], spec: ZooSpec | None, seed: int
 ) -> GateState | None:
-    """Fit the calibrated gate; without one, the default rule falls back on names alone."""
+    """Fit the calibrated gate of a concept, as a membrane of it carries.
+
+    Args:
+        host: its text encoder is what the gate reads.
+        concept: what opens it.
+        kind: whether the concept is an object or a style.
+        spec: of a bundled model, whose other words are neighbours to stay closed on; None knows none.
+        seed: of the fit.
+
+    Returns:
+        The gate, or None if it cannot be fitted: the default rule then decides by names alone.
+    """
     vocabulary = () if spec is None else (*spec.object_names, *spec.styles)
     try:
         calibration = fit(

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semipermeable.errors import CalibrationError
-from semipermeable.evaluation.erasers.subjects import Subject, bytes_of, fitted_gate
+from semipermeable.evaluation.erasers.subjects import Subject, bytes_of
 from semipermeable.hosts import host_for
 from semipermeable.membrane import GateState
 from semipermeable.permeability import GatedConcept, Transport
+from semipermeable.training import fit_gate
+from semipermeable.training.captions import spec_of
 
 __all__ = ["PromptGate", "as_list", "fit_gates"]
 
@@ -54,13 +55,9 @@ class PromptGate:
 
 def fit_gates(pipe: Any, subjects: Sequence[Subject], seed: int) -> PromptGate:
     """Fit the gate of every concept; one that cannot be fitted decides by names alone."""
-    states: list[GateState | None] = []
-    for subject in subjects:
-        try:
-            states.append(fitted_gate(pipe, subject, seed))
-        except CalibrationError:
-            states.append(None)
-    return PromptGate(tuple(subjects), tuple(states))
+    host, spec = host_for(pipe), spec_of(pipe)
+    states = tuple(fit_gate(host, one.concept, one.captions.kind, spec, seed) for one in subjects)
+    return PromptGate(tuple(subjects), states)
 
 
 def as_list(prompts: str | Sequence[str]) -> list[str]:

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from semipermeable.concept import Concept
 from semipermeable.errors import ConceptError
-from semipermeable.hosts import Host, host_for
-from semipermeable.membrane import GateState, Json
-from semipermeable.permeability import fit, negatives, wordings
+from semipermeable.membrane import Json
 from semipermeable.permeability.prompts import means
 from semipermeable.training import CaptionSet, captions_for, enrich
 from semipermeable.training.captions import spec_of
-from semipermeable.training.examples import generator_for
 
-__all__ = ["Subject", "bytes_of", "configuration", "fitted_gate", "kept_captions", "subjects_of"]
+__all__ = ["Subject", "bytes_of", "configuration", "kept_captions", "subjects_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,33 +72,6 @@ def _plain(concept: Concept) -> dict[str, Json]:
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(concept).items()
     }
-
-
-def fitted_gate(pipe: Any, subject: Subject, seed: int) -> GateState:
-    """Fit the calibrated gate of a concept, as a membrane of it would carry.
-
-    Args:
-        pipe: its text encoder is what the gate reads.
-        subject: the concept.
-        seed: of the fit.
-
-    Raises:
-        CalibrationError: if it cannot be fitted.
-    """
-    host: Host = host_for(pipe)
-    spec = spec_of(pipe)
-    vocabulary = () if spec is None else (*spec.object_names, *spec.styles)
-    kind = subject.captions.kind
-    calibration = fit(
-        subject.concept,
-        host.encode,
-        positives=wordings(subject.concept, kind),
-        negatives=negatives(subject.concept, vocabulary, kind),
-        encoder_hash=host.text_encoder_hash(),
-        generator=generator_for(seed, 5),
-    )
-    settings, tensors = calibration.to_parts()
-    return GateState("transport", settings, tensors)
 
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
