@@ -11,12 +11,13 @@ from semipermeable import zoo
 from semipermeable.errors import ConfigError, ZooError
 from semipermeable.zoo.judges import FeatureStatistics
 from semipermeable.zoo.recipe.autoencoder import encode_pictures, new_autoencoder, normalise_latents, psnr
-from semipermeable.zoo.recipe.build import Plan, build
+from semipermeable.zoo.recipe.build import build
 from semipermeable.zoo.recipe.captions import CaptionBook
 from semipermeable.zoo.recipe.catalogue import read_catalogue
 from semipermeable.zoo.recipe.icons import ICON_SETS, SIDE, Drawings
 from semipermeable.zoo.recipe.judging import _vary
 from semipermeable.zoo.recipe.memorised import nearest
+from semipermeable.zoo.recipe.plan import Plan
 from semipermeable.zoo.recipe.tokenizer import clean_copy, train_tokenizer
 
 PLAN = replace(Plan(), sampling=2, ordinary=2).scaled(0.0005)

@@ -80,7 +80,8 @@ def build_command(
     from semipermeable.cli.options import silence_libraries
 
     silence_libraries()
-    from semipermeable.zoo.recipe.build import Plan, build
+    from semipermeable.zoo.recipe.build import build
+    from semipermeable.zoo.recipe.plan import Plan
 
     plan = replace(Plan() if start is not None else Plan.afresh(), seed=seed).scaled(effort)
     made = build(

@@ -8,7 +8,7 @@ belongs to one plan: another one is refused instead of mixed in.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,72 +44,14 @@ from semipermeable.zoo.recipe.judging import (
     train_clip,
     train_judge,
 )
-from semipermeable.zoo.recipe.loop import Budget
 from semipermeable.zoo.recipe.pictures import DRAWN_FROM, Pictures, held_out_designers, paint, to_unit
+from semipermeable.zoo.recipe.plan import Plan
 from semipermeable.zoo.recipe.text import encode, tokenise, train_text_encoder
 from semipermeable.zoo.recipe.tokenizer import clean_copy, train_tokenizer
 
 __all__ = ["Plan", "build"]
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long each part is trained and measured; the defaults go on from a bundle that draws already."""
-
-    seed: int = 0
-    """Seed of everything."""
-    autoencoder: Budget = field(
-        default_factory=lambda: Budget(
-            steps=2600, batch=12, rate=1.2e-3, weight_decay=1e-4, betas=(0.9, 0.98), save_every=100
-        )
-    )
-    text: Budget = field(
-        default_factory=lambda: Budget(steps=450, batch=64, rate=6e-4, warmup=30, decay=0.99, weight_decay=0.0)
-    )
-    denoiser: Budget = field(default_factory=lambda: Budget(steps=3400, batch=48, rate=6e-4, warmup=200, save_every=50))
-    judge: Budget = field(
-        default_factory=lambda: Budget(steps=4000, batch=96, rate=3e-3, warmup=200, weight_decay=0.05, save_every=200)
-    )
-    clip: Budget = field(
-        default_factory=lambda: Budget(steps=3000, batch=96, rate=2e-3, warmup=200, weight_decay=0.05, save_every=200)
-    )
-    sampling: int = 25
-    """DDIM steps that the bundle recommends and is measured with."""
-    pictures: int = 500
-    """Pictures of the evaluation."""
-    ordinary: int = 128
-    """Ordinary pictures compared with the taught ones."""
-
-    @classmethod
-    def afresh(cls) -> "Plan":
-        """Return a plan that starts from nothing: about as many samples as the shipped model saw in all its runs."""
-        plan = cls()
-        return replace(
-            plan,
-            autoencoder=replace(plan.autoencoder, steps=6000),
-            text=replace(plan.text, steps=2500, batch=128, rate=1e-3, decay=0.998, weight_decay=0.02),
-            denoiser=replace(plan.denoiser, steps=13_000, rate=1e-3, warmup=500),
-        )
-
-    def scaled(self, effort: float) -> "Plan":
-        """Return this plan with every number of steps and pictures multiplied; at least 2 of each.
-
-        Raises:
-            ConfigError: if `effort` is not positive.
-        """
-        if not effort > 0:
-            raise ConfigError(f"effort must be positive, not {effort}")
-
-        def fewer(count: int) -> int:
-            return max(2, round(count * effort))
-
-        parts = {key: getattr(self, key) for key in ("autoencoder", "text", "denoiser", "judge", "clip")}
-        shorter = {
-            key: replace(part, steps=fewer(part.steps), warmup=fewer(part.warmup)) for key, part in parts.items()
-        }
-        return replace(self, **shorter, pictures=fewer(self.pictures), ordinary=fewer(self.ordinary))
 
 
 def build(
@@ -353,7 +295,7 @@ class _Site:
             "autoencoder": self._psnr(results["autoencoder"], shown),
             "lineage": [
                 self.lineage,
-                *(f"{part}: {b.steps:,} steps of {b.batch}" for part, b in self._budgets().items()),
+                *(f"{part}: {b.steps:,} steps of {b.batch}" for part, b in self.plan.budgets().items()),
             ],
             "plan": asdict(self.plan),
         }
@@ -370,16 +312,6 @@ class _Site:
         stages.update()
         stages.close()
         return out
-
-    def _budgets(self) -> dict[str, Budget]:
-        plan = self.plan
-        return {
-            "autoencoder": plan.autoencoder,
-            "text encoder": plan.text,
-            "denoiser": plan.denoiser,
-            "judge": plan.judge,
-            "CLIP": plan.clip,
-        }
 
     def _psnr(self, autoencoder: AutoencoderKL, shown: Pictures) -> dict[str, dict[str, float]]:
         values = psnr(autoencoder, shown.pixels[:, 0])
