@@ -28,11 +28,13 @@ def make_tiny_unet():
         ).eval()
 
 
-def random_membrane(denoiser, name="cat", *, rank=1, scale=0.05, seed=0, aliases=(), every=1):
+def random_membrane(
+    denoiser, name="cat", *, rank=1, scale=0.05, seed=0, aliases=(), every=1, inside=("Transformer2DModel",)
+):
     """A membrane with random pairs on every `every`-th site: it changes pictures, and erases nothing in particular."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
-    for index, (site_name, site) in enumerate(find_sites(denoiser).items()):
+    for index, (site_name, site) in enumerate(find_sites(denoiser, inside).items()):
         if index % every == 0:
             u_shape, v_shape = pair_shapes(site.layer, rank)
             u = torch.randn(u_shape, generator=generator) * scale

@@ -15,7 +15,7 @@ def test_encode_agrees_with_the_pipelines_own_encoding(pipe, host):
     own, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
     encoded = host.encode(prompts)
     torch.testing.assert_close(torch.stack([e.states for e in encoded]), own, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(host.condition(prompts), own, atol=1e-5, rtol=1e-5)
+    assert torch.equal(host.condition(prompts)["text"], own)
     assert [e.text for e in encoded] == prompts
     assert encoded[1].token_ids == ()
     assert "".join(encoded[0].tokens).replace("</w>", " ").strip() == prompts[0]
@@ -46,9 +46,9 @@ def test_rows_under_guidance(pipe, host, guidance, expected):
         pipe(["a", "b"], num_inference_steps=1, guidance_scale=guidance, output_type="latent")
     finally:
         del pipe.unet.forward
-    states, conditional = seen[0]
-    assert conditional == expected
-    assert states.shape[0] == len(expected)
+    assert seen[0].conditional == expected
+    assert not seen[0].named
+    assert len(seen[0].text) == len(expected)
 
 
 def test_predict_is_the_unets_own_prediction(pipe, host, generator):
@@ -56,7 +56,7 @@ def test_predict_is_the_unets_own_prediction(pipe, host, generator):
     timesteps, condition = torch.tensor([10, 900]), host.condition(["a", "b"])
     with torch.no_grad():
         out = host.predict(latents, timesteps, condition)
-        assert torch.equal(out, pipe.unet(latents, timesteps, condition).sample)
+        assert torch.equal(out, pipe.unet(latents, timesteps, condition["text"]).sample)
     assert host.prediction_type == "epsilon"
 
 

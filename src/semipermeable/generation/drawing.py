@@ -4,6 +4,7 @@ Every picture has its own generator, made from its seed alone on the CPU: what e
 draws, do not change its noise. Pictures of one call shape are equal bit for bit; across batch sizes, up to rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -90,8 +91,7 @@ def jobs_for(prompts: Sequence[str], seed: int = 0, images_per_prompt: int = 1) 
 
 def batch_size_for(pipe: Any) -> int:
     """Return how many pictures of this model are drawn in one call."""
-    _, height, width = host_for(pipe).latent_shape()
-    return max(1, min(32, _LATENT_BUDGET // (height * width)))
+    return max(1, min(32, _LATENT_BUDGET // math.prod(host_for(pipe).latent_shape()[1:])))
 
 
 def draw(
@@ -142,8 +142,7 @@ def _check_steps(pipe: Any, steps: int) -> None:
     if not 1 <= steps <= most:
         raise ConfigError(f"steps must lie between 1 and {most}, found {steps}; 25 is usual")
     # A scheduler with an offset (Stable Diffusion's) begins one step beyond the grid when it is asked for all of it.
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(steps)
+    scheduler = host_for(pipe).make_scheduler(steps)
     first = float(scheduler.timesteps.max())
     if hasattr(scheduler, "alphas_cumprod") and first > most - 1:
         raise ConfigError(
@@ -166,16 +165,16 @@ def _reporter(progress: Progress | None, done: int, total: int) -> Callable[...,
 def _call(
     pipe: Any, jobs: Sequence[Job], negative: str, steps: int, guidance: float, on_step: Callable[..., Any] | None
 ) -> Tensor:
-    result = pipe(
-        prompt=[job.prompt for job in jobs],
-        negative_prompt=[negative] * len(jobs) if guidance > 1 else None,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+    images: Tensor = host_for(pipe).draw(
+        [job.prompt for job in jobs],
+        steps=steps,
+        guidance=guidance,
         generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
-        output_type="pt",
-        callback_on_step_end=on_step,
+        negative=negative,
+        output="pt",
+        on_step=on_step,
     )
-    return result.images.float().cpu()
+    return images.float().cpu()
 
 
 def _decisions(guard: Attachment | None) -> dict[str, tuple[TraceRow, ...]]:

@@ -3,12 +3,52 @@
 from typing import Any
 
 from semipermeable.errors import ArchitectureError
-from semipermeable.hosts.base import Host, weights_hash
+from semipermeable.hosts.base import CallRows, EncodeResult, Host, Observed, together, viewed, weights_hash
+from semipermeable.hosts.condition import MASK, Condition
+from semipermeable.hosts.flux import FluxHost
+from semipermeable.hosts.pixart import PixArtHost
+from semipermeable.hosts.qwen_image import QwenImageHost
+from semipermeable.hosts.sana import SanaHost
+from semipermeable.hosts.sd3 import SD3Host
+from semipermeable.hosts.sdxl import SDXLHost
 from semipermeable.hosts.unet import UNetHost
+from semipermeable.hosts.wan import WanHost
+from semipermeable.hosts.z_image import ZImageHost
 
-__all__ = ["Host", "UNetHost", "host_for", "weights_hash"]
+__all__ = [
+    "MASK",
+    "CallRows",
+    "Condition",
+    "EncodeResult",
+    "FluxHost",
+    "Host",
+    "Observed",
+    "PixArtHost",
+    "QwenImageHost",
+    "SD3Host",
+    "SDXLHost",
+    "SanaHost",
+    "UNetHost",
+    "WanHost",
+    "ZImageHost",
+    "host_for",
+    "together",
+    "viewed",
+    "weights_hash",
+]
 
-_HOSTS: tuple[type[UNetHost], ...] = (UNetHost,)
+_HOSTS: tuple[type[Host], ...] = (
+    UNetHost,
+    SDXLHost,
+    SD3Host,
+    FluxHost,
+    PixArtHost,
+    WanHost,
+    QwenImageHost,
+    SanaHost,
+    ZImageHost,
+)
+"""All families; the first that supports a pipeline is its host."""
 
 
 def host_for(pipe: Any) -> Host:

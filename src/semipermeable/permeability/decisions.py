@@ -41,9 +41,11 @@ class EncodedPrompt:
         text: the prompt.
         token_ids: ids of the prompt's own tokens, without BOS, EOS and padding.
         tokens: the same tokens as texts.
-        states: the conditioning the denoiser receives, shape (sequence, dim), fp32 on CPU, with BOS, EOS and padding.
+        states: the conditioning the denoiser receives, shape (sequence, dim), fp32 on CPU, with BOS, EOS and, where
+            the denoiser reads it, padding.
         pooled: the pooled text encoding, shape (dim,), or None where the encoder has none.
         first: index in `states` of the first own token (1 where the tokenizer writes a BOS).
+        room: how many own tokens the encoder's window takes; None: all of `states` but BOS and EOS.
     """
 
     text: str
@@ -52,6 +54,7 @@ class EncodedPrompt:
     states: Tensor
     pooled: Tensor | None = None
     first: int = 1
+    room: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

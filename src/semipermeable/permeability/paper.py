@@ -47,7 +47,11 @@ class PaperTransport:
         return max(decisions, key=lambda decision: decision.gamma)
 
     def _against(self, prompt: EncodedPrompt, name: EncodedPrompt) -> Decision:
-        cosine = functional.cosine_similarity(self._encoding(name), self._encoding(prompt), dim=0).item()
+        one, other = self._encoding(name), self._encoding(prompt)
+        # Encoders without fixed padding give encodings of different lengths: what is missing counts as zero.
+        length = max(len(one), len(other))
+        padded = (functional.pad(encoding, (0, length - len(encoding))) for encoding in (one, other))
+        cosine = functional.cosine_similarity(*padded, dim=0).item()
         wanted = dict(zip(name.token_ids, name.tokens, strict=True))
         present = set(prompt.token_ids)
         shared = tuple(token for token_id, token in wanted.items() if token_id in present)

@@ -1,0 +1,78 @@
+"""What passes between a host and the layers above it: rows of text, weights as hashes, denoisers as one module."""
+
+import ctypes
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from semipermeable.runtime import Role
+
+__all__ = ["CallRows", "EncodeResult", "Observed", "TextRows", "together", "weights_hash"]
+
+TextRows: TypeAlias = Tensor | Sequence[Tensor]
+"""Embeddings, one row per sample: a tensor (rows, sequence, dim), or a list of rows of different lengths."""
+
+
+class CallRows(NamedTuple):
+    """The rows of one denoiser call.
+
+    Args:
+        text: embeddings whose bytes tell which prompt a row came from.
+        conditional: which rows are not the unconditional or negative ones.
+        named: whether the pipeline itself said which pass this is, so that an unconditional row is closed whatever its
+            text; otherwise what is known of a row's text goes first.
+    """
+
+    text: TextRows
+    conditional: list[bool]
+    named: bool = False
+
+
+class EncodeResult(NamedTuple):
+    """Where a pipeline's encode method puts embeddings in the tuple it returns.
+
+    Args:
+        positive: index of the prompts' embeddings.
+        negative: index of the negative prompts' embeddings, or None where the method knows none.
+    """
+
+    positive: int = 0
+    negative: int | None = 1
+
+
+class Observed(NamedTuple):
+    """What one call of the encode method showed.
+
+    Args:
+        result: what it returned.
+        known: (rows returned, their texts, role).
+        passed: (rows given, rows returned, role) of embeddings that it passed through.
+    """
+
+    result: Any
+    known: list[tuple[TextRows, list[str], Role]]
+    passed: list[tuple[TextRows, TextRows, Role]]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights, rounded to fp16, so that the load dtype does not matter.
+
+    Args:
+        module: any module; parameters and persistent buffers count. PEFT-wrapped layers count as if unwrapped.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if ".lora_" in name:
+            continue
+        value = tensor.detach().to("cpu", torch.float16).contiguous()
+        digest.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}".encode())
+        digest.update(ctypes.string_at(value.data_ptr(), value.numel() * value.element_size()))
+    return digest.hexdigest()
+
+
+def together(denoisers: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the one denoiser, or a module that holds several: a site is then named "transformer_2.blocks.0…"."""
+    return next(iter(denoisers.values())) if len(denoisers) == 1 else nn.ModuleDict(dict(denoisers))
