@@ -5,7 +5,7 @@ Layers that another adapter has wrapped (PEFT keeps the original as `.base_layer
 Classes are matched by name so that this module needs torch only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ def _class_names(module: nn.Module) -> set[str]:
 def _layer_of(module: nn.Module) -> nn.Module | None:
     base = getattr(module, "base_layer", None)
     layer = base if isinstance(base, nn.Module) else module
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return None  # A depthwise convolution (Sana) mixes no channels: a rank-1 pair has no place there.
     return layer if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
@@ -77,17 +79,20 @@ def find_sites(denoiser: nn.Module, inside: tuple[str, ...] = ("Transformer2DMod
     return sites
 
 
-def resolve_sites(denoiser: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Site]:
+def resolve_sites(
+    denoiser: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]], *, known: Mapping[str, Site] | None = None
+) -> dict[str, Site]:
     """Find the site of every named pair and check its shape.
 
     Args:
         denoiser: the network that predicts noise.
         pairs: site name to (u, v).
+        known: all sites of the denoiser, if they have been found before; None finds them.
 
     Raises:
         SiteError: naming the first site that is missing or whose shape differs.
     """
-    known = find_sites(denoiser, inside=())
+    known = find_sites(denoiser, inside=()) if known is None else known
     found: dict[str, Site] = {}
     for name, (u, v) in pairs.items():
         site = known.get(name)

@@ -44,3 +44,12 @@ def test_the_oldest_rows_are_forgotten_first():
         book.write(torch.full((1, 4), float(index)), [str(index)], Role.PROMPT)
     assert book.read(torch.zeros(1, 4)) == [None]
     assert book.read(torch.full((1, 4), 2.0))[0].text == "2"
+
+
+def test_rows_of_different_lengths_come_as_a_list(generator):
+    book, rows = PromptBook(), [torch.randn(n, 3, generator=generator) for n in (2, 5)]
+    book.write([row for row in rows for _ in range(2)], ["a cat", "a dog"], Role.PROMPT)
+    found = book.read(rows)
+    assert [entry.text for entry in found] == ["a cat", "a dog"]
+    assert book.read(list(rows)) is found
+    assert book.read([rows[1], torch.zeros(2, 3)])[1] is None

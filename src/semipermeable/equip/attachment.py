@@ -19,14 +19,26 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
+from semipermeable.equip.bank import Bank, BankGate
 from semipermeable.equip.gating import OnUnknown, RowGate, strengths_for
+from semipermeable.equip.given import given_to, giving
 from semipermeable.errors import AttachError, PermeabilityError
 from semipermeable.files import load
 from semipermeable.files.foreign import resolve_foreign
-from semipermeable.hosts import Host, host_for
+from semipermeable.hosts import Host, host_for, together
 from semipermeable.membrane import Membrane
 from semipermeable.permeability import PerConcept, Permeability, Trace, resolve
-from semipermeable.runtime import Binding, PromptBook, gated_view, refuse_rewritten, view_owner
+from semipermeable.runtime import (
+    Binding,
+    PathCounter,
+    PathCounts,
+    PromptBook,
+    gated_view,
+    refuse_rewritten,
+    view_owner,
+)
 
 __all__ = ["Attachment", "MembraneLike", "PermeabilityLike", "attach", "read_membranes"]
 
@@ -44,7 +56,7 @@ class Attachment:
     def __init__(
         self,
         pipe: Any,
-        membranes: Sequence[Membrane],
+        membranes: Sequence[Membrane] | Bank,
         rule: Permeability,
         strength: float | Mapping[str, float],
         on_unknown: OnUnknown,
@@ -57,20 +69,32 @@ class Attachment:
         self._book = PromptBook()
         self._lock = threading.Lock()
         self.trace = Trace()
-        self._original = self._host.denoiser
-        self._refuse(self._original)
+        self._counter = PathCounter()
+        self._bank = membranes if isinstance(membranes, Bank) else None
+        self._originals = self._host.denoisers
+        self._refuse()
+        self._original = together(self._originals)
         self._gate, self._binding = self._prepare(membranes)
-        self._view = gated_view(self._original, self, self._gated)
+        self._views = {
+            name: gated_view(module, self, functools.partial(self._gated, name))
+            for name, module in self._originals.items()
+        }
         self._had_own_encode = self._host.encode_name in vars(pipe)
         self._encode = getattr(pipe, self._host.encode_name)
         setattr(pipe, self._host.encode_name, self._watched(self._encode))
-        setattr(pipe, self._host.denoiser_name, self._view)
+        for name, view in self._views.items():
+            setattr(pipe, name, view)
         self._attached = True
 
     @property
     def membranes(self) -> tuple[Membrane, ...]:
-        """The membranes in force."""
+        """The membranes in force; of a bank none, since they are read when a prompt opens them."""
         return self._binding.membranes
+
+    @property
+    def paths(self) -> PathCounts:
+        """How many denoiser calls ran idle, folded and mixed (docs/bank.md)."""
+        return self._counter.counts
 
     @property
     def attached(self) -> bool:
@@ -85,6 +109,9 @@ class Attachment:
             SiteError: if it does not fit; the others stay as they were.
         """
         self._require_attached()
+        if self._bank is not None:
+            self._bank.add(membrane)
+            return
         self._replace([*self.membranes, *read_membranes(membrane, self._original)])
 
     def remove(self, name: str) -> None:
@@ -94,19 +121,38 @@ class Attachment:
             AttachError: if there is none.
         """
         self._require_attached()
+        if self._bank is not None:
+            self._bank.remove(name)
+            return
         kept = [m for m in self.membranes if m.name != name]
         if len(kept) == len(self.membranes):
             names = ", ".join(repr(m.name) for m in self.membranes) or "none"
             raise AttachError(f"no membrane called {name!r} is attached; attached: {names}")
         self._replace(kept)
 
+    @contextmanager
+    def given(self, strengths: Tensor) -> Generator[None, None, None]:
+        """Let this thread's calls inside the block use these strengths, whatever the rows' texts; nothing is traced.
+
+        Args:
+            strengths: γ to the power of the membrane's `gate_power`, times its strength, of every conditional row of a
+                call: shape (rows, membranes), columns in the order of `membranes`.
+
+        Raises:
+            AttachError: if the shape does not fit the call, or no call took them: then the pictures are bare.
+        """
+        self._require_attached()
+        with giving(self, strengths, len(self.membranes)):
+            yield
+
     def detach(self) -> None:
         """Give the pipeline its own denoiser back, bit for bit. Calling it again does nothing."""
         if not self._attached:
             return
         self._attached = False
-        if self._host.denoiser is self._view:
-            setattr(self._pipe, self._host.denoiser_name, self._original)
+        for name, view in self._views.items():
+            if getattr(self._pipe, name) is view:
+                setattr(self._pipe, name, self._originals[name])
         if self._had_own_encode:
             setattr(self._pipe, self._host.encode_name, self._encode)
         else:
@@ -122,22 +168,27 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
-        names = ", ".join(m.name for m in self.membranes)
+        names = repr(self._bank) if self._bank is not None else ", ".join(m.name for m in self.membranes)
         return f"Attachment([{names}], {'attached' if self._attached else 'detached'})"
 
     def _require_attached(self) -> None:
         if not self._attached:
             raise AttachError("this attachment has been detached; call attach again")
 
-    def _refuse(self, denoiser: Any) -> None:
-        owner = view_owner(denoiser)
-        if owner is not None:
-            raise AttachError(
-                f"this pipeline already holds {owner!r}; use its .add() and .remove(), or .detach() it first"
-            )
-        refuse_rewritten(denoiser)
+    def _refuse(self) -> None:
+        for denoiser in self._originals.values():
+            owner = view_owner(denoiser)
+            if owner is not None:
+                raise AttachError(
+                    f"this pipeline already holds {owner!r}; use its .add() and .remove(), or .detach() it first"
+                )
+            refuse_rewritten(denoiser)
 
-    def _prepare(self, membranes: Sequence[Membrane]) -> tuple[RowGate, Binding]:
+    def _prepare(self, membranes: Sequence[Membrane] | Bank) -> tuple[RowGate | BankGate, Binding]:
+        if isinstance(membranes, Bank):
+            told = (membranes, self._rule, self._strength, self._on_unknown, self.trace)
+            bank_gate = BankGate(self._host, self._original, *told)
+            return bank_gate, Binding(self._original, [], fold=True, counter=self._counter)
         names = [m.name for m in membranes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -150,7 +201,7 @@ class Attachment:
                 )
         strength = strengths_for(membranes, self._known_strength(names))
         gate = RowGate(self._host, membranes, self._rule, strength, self._on_unknown, self.trace)
-        return gate, Binding(self._original, membranes)
+        return gate, Binding(self._original, membranes, fold=True, counter=self._counter)
 
     def _is_live(self) -> bool:
         return getattr(self, "_attached", False)
@@ -175,7 +226,7 @@ class Attachment:
             for rows, texts, role in known:
                 self._book.write(rows, texts, role)
             for entries, (_, rows, role) in zip(given, passed, strict=True):
-                repeats = rows.shape[0] // max(len(entries), 1)
+                repeats = len(rows) // max(len(entries), 1)
                 for index, entry in enumerate(entries):
                     if entry is not None:
                         self._book.write(rows[index * repeats : (index + 1) * repeats], [entry.text], role)
@@ -184,12 +235,18 @@ class Attachment:
         return watched
 
     @contextmanager
-    def _gated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[None, None, None]:
+    def _gated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[None, None, None]:
         with self._lock:
             gate, binding = self._gate, self._binding
-        states, conditional = self._host.call_rows(args, kwargs)
-        strengths = gate.strengths(self._book.read(states), conditional)
-        with binding.activate(strengths):
+        rows = self._host.call_rows(args, kwargs)
+        given = given_to(self)
+        if given is not None:
+            membranes, strengths = binding.membranes, given.spread(rows.conditional)
+        else:
+            membranes, strengths = gate.select(self._book.read(rows.text), rows.conditional, named=rows.named)
+        unconditional = tuple(not conditional for conditional in rows.conditional)
+        within = f"{name}." if len(self._originals) > 1 else ""
+        with binding.act(membranes, strengths, within, unconditional=unconditional):
             yield
 
 
@@ -207,7 +264,7 @@ def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: A
 
 def attach(
     pipe: Any,
-    membranes: MembraneLike | Sequence[MembraneLike],
+    membranes: MembraneLike | Sequence[MembraneLike] | Bank,
     permeability: PermeabilityLike = "transport",
     *,
     strength: float | Mapping[str, float] = 1.0,
@@ -217,7 +274,7 @@ def attach(
 
     Args:
         pipe: a loaded pipeline of a supported family.
-        membranes: membranes or paths of membrane files, one or several.
+        membranes: membranes or paths of membrane files, one or several; or a bank of thousands (docs/bank.md).
         permeability: "transport" (calibrated, default), "paper" (SPM Eq. 10, 11), "open", "closed", a number in [0, 1],
             a mapping from concept name to such a number, or an object with the `Permeability` protocol.
         strength: multiplies γ; a number or a mapping from concept name; may exceed 1 or be negative.
@@ -236,4 +293,5 @@ def attach(
         raise PermeabilityError(f'on_unknown must be "open", "closed" or "error", found {on_unknown!r}')
     host: Host = host_for(pipe)
     rule = resolve(permeability)
-    return Attachment(pipe, read_membranes(membranes, host.denoiser), rule, strength, on_unknown)
+    several = membranes if isinstance(membranes, Bank) else read_membranes(membranes, host.denoiser)
+    return Attachment(pipe, several, rule, strength, on_unknown)

@@ -61,10 +61,12 @@ def fold(
         AttachError: if membranes are attached to the pipeline, or its denoiser is compiled or fused.
         SiteError: if a membrane does not fit, or a layer has no plain weight. The weights are as before then.
     """
-    denoiser = host_for(pipe).denoiser
-    if view_owner(denoiser) is not None:
-        raise AttachError("membranes are attached to this pipeline; detach them before folding")
-    refuse_rewritten(denoiser)
+    host = host_for(pipe)
+    for part in host.denoisers.values():
+        if view_owner(part) is not None:
+            raise AttachError("membranes are attached to this pipeline; detach them before folding")
+        refuse_rewritten(part)
+    denoiser = host.denoiser
     several = read_membranes(membranes, denoiser)
     factors = strengths_for(several, strength)
     parts: dict[str, tuple[Site, list[tuple[Tensor, Tensor, float]]]] = {}

@@ -19,15 +19,15 @@ from semipermeable.permeability import Decision, EncodedPrompt, GatedConcept, Pe
 from semipermeable.runtime import Role
 from semipermeable.runtime.prompt_book import Entry
 
-__all__ = ["OnUnknown", "RowGate", "strengths_for"]
+__all__ = ["OnUnknown", "RowGate", "gated_concept", "strengths_for"]
 
 OnUnknown = Literal["open", "closed", "error"]
 
-_UNKNOWN = "(prompt embeddings of unknown origin)"
+UNKNOWN_TEXT = "(prompt embeddings of unknown origin)"
 _MAX_CACHED = 4096
 
 
-class _Row(enum.Enum):
+class RowState(enum.Enum):
     """A row that has no text to decide on."""
 
     CLOSED = enum.auto()
@@ -60,18 +60,19 @@ class RowGate:
         self._rule = rule
         self._strength = torch.tensor(list(strength), dtype=torch.float32)
         self._power = torch.tensor([float(m.gate_power) for m in membranes])
-        self._on_unknown = on_unknown
+        self._on_unknown: OnUnknown = on_unknown
         self._trace = trace
         self._decided: OrderedDict[str, tuple[Decision, ...]] = OrderedDict()
-        self._concepts = _gated_concepts(host, self._membranes)
-        self._last: tuple[Sequence[Entry | None], list[bool], Tensor] | None = None
+        self._concepts = [(membrane, gated_concept(host, membrane)) for membrane in self._membranes]
+        self._last: tuple[Sequence[Entry | None], list[bool], bool, Tensor] | None = None
 
-    def strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
+    def strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool], *, named: bool = False) -> Tensor:
         """Return the strengths, shape (rows, membranes), fp32 on CPU, and trace the decisions.
 
         Args:
             found: what the prompt book knows of each row.
             conditional: which rows the host takes for conditional.
+            named: whether the pipeline itself said so: then an unconditional row is closed whatever its text.
 
         Raises:
             UnknownPromptError: if a conditional row is unknown and `on_unknown="error"`.
@@ -79,23 +80,30 @@ class RowGate:
         # A sampler asks again at every step: the book then gives the very same answer, which is neither decided nor
         # traced a second time.
         last = self._last
-        if last is not None and last[0] is found and last[1] == list(conditional):
-            return last[2]
-        strengths = self._strengths(found, conditional)
-        self._last = (found, list(conditional), strengths)
+        if last is not None and last[0] is found and last[1:3] == (list(conditional), named):
+            return last[3]
+        known = [entry if row or not named else None for entry, row in zip(found, conditional, strict=True)]
+        strengths = self._strengths(known, conditional)
+        self._last = (found, list(conditional), named, strengths)
         return strengths
 
+    def select(
+        self, found: Sequence[Entry | None], conditional: Sequence[bool], *, named: bool = False
+    ) -> tuple[Sequence[Membrane], Tensor]:
+        """Return the membranes and their `strengths`."""
+        return self._membranes, self.strengths(found, conditional, named=named)
+
     def _strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
-        texts = [_text_of(entry, is_conditional) for entry, is_conditional in zip(found, conditional, strict=True)]
+        texts = [text_of(entry, is_conditional) for entry, is_conditional in zip(found, conditional, strict=True)]
         self._decide([text for text in texts if isinstance(text, str)])
         gamma = torch.zeros(len(texts), len(self._membranes))
         traced: set[str] = set()
         for row, text in enumerate(texts):
-            if text is _Row.CLOSED:
+            if text is RowState.CLOSED:
                 continue
             decisions = self._decided[text] if isinstance(text, str) else self._unknown()
             gamma[row] = torch.tensor([decision.gamma for decision in decisions])
-            shown = text if isinstance(text, str) else _UNKNOWN
+            shown = text if isinstance(text, str) else UNKNOWN_TEXT
             if shown not in traced:
                 traced.add(shown)
                 for membrane, decision in zip(self._membranes, decisions, strict=True):
@@ -103,58 +111,85 @@ class RowGate:
         return gamma**self._power * self._strength
 
     def _unknown(self) -> tuple[Decision, ...]:
-        if self._on_unknown == "error":
-            raise UnknownPromptError(
-                "a row's prompt embeddings were not made by this pipeline's encode_prompt while attached, so no rule "
-                'can read its words. Encode inside `with attach(...)`, or choose on_unknown="open" or "closed".'
-            )
-        gamma = 1.0 if self._on_unknown == "open" else 0.0
-        return tuple(Decision(gamma, f"unknown embeddings, on_unknown={self._on_unknown!r}") for _ in self._membranes)
+        return (unknown_decision(self._on_unknown),) * len(self._membranes)
 
     def _decide(self, texts: Sequence[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if text not in self._decided]
         if not new:
             return
         encoded = self._host.encode(new)
-        columns = [self._checked(m, self._rule.decide(encoded, c), len(new)) for m, c in self._concepts]
+        columns = [checked(m.name, self._rule.decide(encoded, c), len(new)) for m, c in self._concepts]
         while len(self._decided) > _MAX_CACHED:
             self._decided.popitem(last=False)
         for index, text in enumerate(new):
             self._decided[text] = tuple(column[index] for column in columns)
 
-    def _checked(self, membrane: Membrane, decisions: Sequence[Decision], expected: int) -> Sequence[Decision]:
-        if len(decisions) != expected:
-            raise PermeabilityError(f"the rule returned {len(decisions)} decisions for {expected} prompts")
-        for decision in decisions:
-            if not 0.0 <= decision.gamma <= 1.0:
-                raise PermeabilityError(
-                    f"the rule gave γ = {decision.gamma} for concept {membrane.name!r}; γ must lie in [0, 1], "
-                    "a larger effect is asked for with `strength`"
-                )
-        return decisions
+
+def unknown_decision(on_unknown: OnUnknown) -> Decision:
+    """Return what is decided on a conditional row whose text is not known.
+
+    Raises:
+        UnknownPromptError: if `on_unknown="error"`.
+    """
+    if on_unknown == "error":
+        raise UnknownPromptError(
+            "a row's prompt embeddings were not made by this pipeline's encode_prompt while attached, so no rule "
+            'can read its words. Encode inside `with attach(...)`, or choose on_unknown="open" or "closed".'
+        )
+    return Decision(1.0 if on_unknown == "open" else 0.0, f"unknown embeddings, on_unknown={on_unknown!r}")
 
 
-def _text_of(entry: Entry | None, conditional: bool) -> str | _Row:
-    """The text to decide on, or why there is none."""
+def checked(name: str, decisions: Sequence[Decision], expected: int) -> Sequence[Decision]:
+    """Return what a rule decided, after checking it.
+
+    Args:
+        name: the concept's name.
+        decisions: one per prompt.
+        expected: number of prompts.
+
+    Raises:
+        PermeabilityError: if there are too many or too few, or a γ lies outside [0, 1].
+    """
+    if len(decisions) != expected:
+        raise PermeabilityError(f"the rule returned {len(decisions)} decisions for {expected} prompts")
+    for decision in decisions:
+        if not 0.0 <= decision.gamma <= 1.0:
+            raise PermeabilityError(
+                f"the rule gave γ = {decision.gamma} for concept {name!r}; γ must lie in [0, 1], "
+                "a larger effect is asked for with `strength`"
+            )
+    return decisions
+
+
+def text_of(entry: Entry | None, conditional: bool) -> str | RowState:
+    """Return the text to decide on, or why there is none.
+
+    Args:
+        entry: what the prompt book knows of a row.
+        conditional: whether the host takes it for conditional.
+    """
     if entry is None:
-        return _Row.UNKNOWN if conditional else _Row.CLOSED
+        return RowState.UNKNOWN if conditional else RowState.CLOSED
     if entry.role == Role.NEGATIVE or (Role.NEGATIVE in entry.role and not conditional):
-        return _Row.CLOSED
+        return RowState.CLOSED
     return entry.text
 
 
-def _gated_concepts(host: Host, membranes: Sequence[Membrane]) -> list[tuple[Membrane, GatedConcept]]:
-    """Encode every concept's names; a stored gate is used only if it was fitted on this very text encoder."""
+def gated_concept(host: Host, membrane: Membrane) -> GatedConcept:
+    """Return what a rule is asked about: a membrane's concept with its names encoded, and its gate.
+
+    A stored gate is used only if it was fitted on this very text encoder.
+
+    Args:
+        host: encodes texts.
+        membrane: the membrane.
+    """
     empty: EncodedPrompt = host.encode([""])[0]
-    concepts: list[tuple[Membrane, GatedConcept]] = []
-    for membrane in membranes:
-        gate = membrane.gate
-        made_on = membrane.provenance.text_encoder_hash
-        if gate is not None and made_on and made_on != host.text_encoder_hash():
-            gate = None
-        encoded = tuple(host.encode(list(membrane.concept.names)))
-        concepts.append((membrane, GatedConcept(membrane.concept, encoded, empty, gate)))
-    return concepts
+    gate = membrane.gate
+    made_on = membrane.provenance.text_encoder_hash
+    if gate is not None and made_on and made_on != host.text_encoder_hash():
+        gate = None
+    return GatedConcept(membrane.concept, tuple(host.encode(list(membrane.concept.names))), empty, gate)
 
 
 def strengths_for(membranes: Sequence[Membrane], strength: float | Mapping[str, float]) -> list[float]:

@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,12 +26,12 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Some network file systems cannot sync a folder; the file itself is synced by then."""
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
     """Write `data` to `path`; a failure leaves what was there before, and no other file.
 
     Args:
         path: the file to write; an existing one is replaced.
-        data: its whole content.
+        data: its whole content, in one piece or in several.
 
     Raises:
         OutputError: if it cannot be written, with the reason and the next step.
@@ -55,11 +56,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise OutputError(f"cannot write {str(target)!r}: {reason}; {step}") from error
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, data: bytes | Iterable[bytes]) -> None:
     # os.open and not tempfile: the file gets the permissions that the user's umask gives any new file.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        for piece in [data] if isinstance(data, bytes) else data:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

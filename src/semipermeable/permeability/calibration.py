@@ -263,7 +263,7 @@ def _check(concept: Concept, positives: Sequence[Example], negatives: Sequence[E
                 f"calibrating {concept.name!r} takes at least {_MIN_EACH} {side} of {_FOLDS} templates, found "
                 f"{len(examples)} of {len(templates)}; prompts.wordings and prompts.negatives write them"
             )
-    named = (*keep, *concept.keep, *COMPOUNDS)
+    named = phrases_around(concept, (*keep, *concept.keep, *COMPOUNDS))
     for example in negatives:
         if means(concept, example.text, named):
             raise CalibrationError(

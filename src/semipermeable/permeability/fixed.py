@@ -70,6 +70,11 @@ class PerConcept:
         """The concepts named, in order."""
         return tuple(self._rules)
 
+    @property
+    def otherwise(self) -> Permeability:
+        """The rule for concepts that are not named."""
+        return self._otherwise
+
     def decide(self, prompts: Sequence[EncodedPrompt], concept: GatedConcept) -> Sequence[Decision]:
         """Return the concept's constant, or what the other rule says of a concept not named."""
         return self._rules.get(concept.concept.name, self._otherwise).decide(prompts, concept)

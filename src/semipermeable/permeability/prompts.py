@@ -183,7 +183,7 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
     entries = (*concept.keep, *(vocabulary or (*NOUNS, *STYLES)))
     given = list(dict.fromkeys(" ".join(entry.split()) for entry in entries))
     phrases = [entry for entry in given if entry and not _is_caption(entry) and not _is_named(concept, entry)]
-    keep = [*phrases, *COMPOUNDS]
+    keep = phrases_around(concept, [*phrases, *COMPOUNDS])
     told = [entry for entry in given if _is_caption(entry) and not means(concept, entry, keep)]
     captions = told + [entry for entry in CAPTIONS if not means(concept, entry, keep)]
     companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
@@ -222,5 +222,8 @@ def _is_named(concept: Concept, phrase: str) -> bool:
 def means(concept: Concept, caption: str, keep: Sequence[str]) -> bool:
     """Whether a name stands in a caption outside every phrase to keep."""
     words = split(caption)
+    found = [span for name in concept.names for span in find(name, words, known=None)]
+    if not found:
+        return False
     kept = kept_spans(phrases_around(concept, keep), words)
-    return any(not covered(span, kept) for name in concept.names for span in find(name, words, known=None))
+    return any(not covered(span, kept) for span in found)

@@ -2,188 +2,248 @@
 
 For row r of one denoiser call and membrane c, the strength g_{r,c} is γ_{r,c} already raised to the membrane's
 `gate_power` and multiplied by its strength. Each site adds Σ_c g_{r,c} u_c (v_c · x_r) (SPM, Eq. 9) to the rows in
-which some g is not zero, in one product over the membranes that act; the other rows are not touched, and a call in
-which every g is zero runs the base model's own code.
+which some g is not zero; the other rows are not touched. How that is done is chosen per call (`paths`): a call in which
+every g is zero runs the base model's own code and no other, also no hook.
 """
 
 import threading
-from collections.abc import Generator, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from semipermeable.errors import AttachError, SiteNotFiredError
 from semipermeable.membrane import Membrane
-from semipermeable.rank1 import low_rank_delta
-from semipermeable.sites import Site, resolve_sites
+from semipermeable.runtime.calls import Call, TextOutputs
+from semipermeable.runtime.paths import Path, PathCounter
+from semipermeable.runtime.plans import Plan, make_plan
+from semipermeable.runtime.stacks import Group, Pair, group_of
+from semipermeable.runtime.taps import tapped
+from semipermeable.sites import Site, find_sites, resolve_sites
 
-__all__ = ["Binding"]
+__all__ = ["DEVICE_BYTES", "Binding"]
 
-_NUM_CACHED_STACKS = 8
-
-
-class _Stack(NamedTuple):
-    """Pairs of the acting membranes at one site: u (out, K), v (K, in, ...), owner (K,) = column of each pair in g."""
-
-    u: Tensor
-    v: Tensor
-    owner: Tensor
-
-
-class _Call:
-    """One denoiser call in progress: whose it is, the strengths, and which sites have run."""
-
-    def __init__(self, owner: "Binding", strengths: Tensor, acting: tuple[int, ...]) -> None:
-        self.owner = owner
-        self.strengths = strengths
-        self.acting = acting
-        self.fired: set[str] = set()
-        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor | None, Tensor]] = {}
-
-    def prepared(self, num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """Return (active row indices, or None for all; their strengths in `dtype`), for a site that sees `num_rows`."""
-        key = (num_rows, device, dtype)
-        if key not in self._prepared:
-            strengths = self.strengths
-            if num_rows != strengths.shape[0]:
-                if num_rows % strengths.shape[0]:
-                    raise AttachError(
-                        f"a site saw {num_rows} rows while the denoiser was called with {strengths.shape[0]}; "
-                        "this denoiser mixes rows in a way no host describes"
-                    )
-                strengths = strengths.repeat_interleave(num_rows // strengths.shape[0], 0)
-            active = (strengths != 0).any(1)
-            rows = None if bool(active.all()) else active.nonzero()[:, 0]
-            chosen = strengths if rows is None else strengths[rows]
-            moved = None if rows is None else rows.to(device)
-            self._prepared[key] = (moved, chosen.to(device=device, dtype=dtype))
-        return self._prepared[key]
+DEVICE_BYTES = 2 * 2**30
+"""Memory on the device for stacked pairs and effective weights, if nothing else is said."""
+_TEXT_SHARE = 8
+"""One part in so many of it is for keys and values of the prompt."""
+_MOST_PLANS = 64
 
 
-_current: ContextVar[_Call | None] = ContextVar("semipermeable_call", default=None)
+_Asked: TypeAlias = tuple[str, tuple[bool, ...], bool]
+"""Beginning of the names of sites, unconditional rows, whether effective weights may be read."""
+
+
+class _Key(NamedTuple):
+    """What a plan was made for; `membranes` by identity, which the plan's pairs keep alive."""
+
+    membranes: tuple[int, ...]
+    shape: tuple[int, ...]
+    strengths: bytes
+    asked: _Asked
 
 
 class Binding:
-    """Membranes bound to a denoiser by forward hooks on their sites.
+    """Membranes bound to a denoiser. Its parameters, buffers, hooks and state-dict keys stay as they are.
 
     Args:
-        denoiser: the network; its parameters, buffers and state-dict keys stay as they are.
-        membranes: in the order of the columns of the strengths; all checked before the first hook is set.
+        denoiser: the network.
+        membranes: in the order of the columns of the strengths; all checked before anything else happens.
+        fold: whether calls may read effective weights where all rows that act have the same strengths.
+        device_bytes: memory on the device for stacked pairs and effective weights; the plans used longest ago go first.
+        counter: counts the paths taken; None makes its own.
 
     Raises:
         SiteError: if a membrane does not fit the denoiser.
     """
 
-    def __init__(self, denoiser: nn.Module, membranes: Sequence[Membrane]) -> None:
-        self.membranes = tuple(membranes)
-        self._site_names = tuple(frozenset(m.pairs) for m in self.membranes)
-        sites: dict[str, Site] = {}
-        for membrane in self.membranes:
-            sites.update(resolve_sites(denoiser, dict(membrane.pairs)))
-        self._sites = sites
-        self._stacks: dict[tuple[str, tuple[int, ...], torch.device, torch.dtype], _Stack] = {}
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        membranes: Sequence[Membrane],
+        *,
+        fold: bool = False,
+        device_bytes: int = DEVICE_BYTES,
+        counter: PathCounter | None = None,
+    ) -> None:
+        self.counter = counter or PathCounter()
+        self._fold = fold
+        self._device_bytes = device_bytes
+        self._known = find_sites(denoiser, inside=())
+        self._groups = _groups(denoiser, self._known)
+        self._checked: weakref.WeakSet[Membrane] = weakref.WeakSet()
+        self._texts = TextOutputs(device_bytes // _TEXT_SHARE)
+        self._plans: OrderedDict[_Key, Plan] = OrderedDict()
         self._lock = threading.Lock()
+        self._planning = threading.Lock()
         self._num_calls = 0
         self._retired = False
-        self._handles = [
-            site.module.register_forward_hook(self._hook_for(site), with_kwargs=True) for site in sites.values()
-        ]
+        self._denoiser = denoiser
+        self._last: _Last | None = None
+        self.membranes = tuple(membranes)
+        for membrane in self.membranes:
+            self._check(membrane)
 
     @contextmanager
-    def activate(self, strengths: Tensor) -> Generator[None, None, None]:
+    def activate(
+        self, strengths: Tensor, within: str = "", *, unconditional: tuple[bool, ...] = ()
+    ) -> Generator[None, None, None]:
         """Let the membranes act on the denoiser call made inside the `with` block, in this thread only.
 
         Args:
             strengths: shape (rows, membranes), fp32; 0 = not at all, 1 = as trained.
+            within: beginning of the names of the sites that this call is to run: of one of several denoisers.
+            unconditional: see `act`.
 
         Raises:
             SiteNotFiredError: after the block, if a site of an acting membrane did not run.
         """
-        acting = tuple((strengths != 0).any(0).nonzero()[:, 0].tolist())
-        if not acting:
+        with self.act(self.membranes, strengths, within, unconditional=unconditional):
+            yield
+
+    @contextmanager
+    def act(
+        self,
+        membranes: Sequence[Membrane],
+        strengths: Tensor,
+        within: str = "",
+        *,
+        unconditional: tuple[bool, ...] = (),
+    ) -> Generator[None, None, None]:
+        """Let any membranes act on the denoiser call made inside the `with` block, in this thread only.
+
+        Args:
+            membranes: in the order of the columns of the strengths.
+            strengths: shape (rows, membranes), fp32; 0 = not at all, 1 = as trained.
+            within: beginning of the names of the sites that this call is to run: of one of several denoisers.
+            unconditional: which rows only guide others. A row on which nothing acts has the base model's bits; if all
+                such rows are unconditional and many membranes act, the two kinds may run apart, and then they agree
+                with the base model to rounding. () promises the bits to every row.
+
+        Raises:
+            SiteError: if a membrane does not fit the denoiser.
+            SiteNotFiredError: after the block, if a site of an acting membrane did not run.
+        """
+        plan = self._plan(membranes, strengths, (within, unconditional, self._fold and not torch.is_grad_enabled()))
+        if plan is None:
+            self.counter.add(Path.IDLE)
             yield
             return
         with self._lock:
             if self._retired:
                 raise AttachError("these membranes have been detached while a call was being prepared; call again")
             self._num_calls += 1
-        call = _Call(self, strengths[:, list(acting)].float(), acting)
-        token = _current.set(call)
+        call = Call(plan, self._groups, self._texts)
         try:
-            yield
-            self._verify(call)
+            with tapped(plan.sites, call):
+                yield
+            self._verify(plan, call)
+            self.counter.add(plan.path)
         finally:
-            _current.reset(token)
             with self._lock:
                 self._num_calls -= 1
-                if self._retired and not self._num_calls:
-                    self._drop_hooks()
+                self._forget()
 
     def remove(self) -> None:
-        """Take the hooks off, after the calls in progress in other threads have finished."""
+        """Take no further call, and free all memory after the calls in progress in other threads have finished."""
         with self._lock:
             self._retired = True
-            if not self._num_calls:
-                self._drop_hooks()
+            self._forget()
 
-    def _drop_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._stacks.clear()
+    def _forget(self) -> None:
+        """Drop plans beyond the budget, the oldest first, or all when retired; the lock is held."""
+        if self._retired and not self._num_calls:
+            self._plans.clear()
+            self._texts.clear()
+            self._last = None
+            return
+        held = {key: plan.num_bytes for key, plan in self._plans.items()}
+        total = sum(held.values())
+        while len(self._plans) > 1 and (total > self._device_bytes or len(self._plans) > _MOST_PLANS):
+            key, _ = self._plans.popitem(last=False)
+            total -= held[key]
 
-    def _verify(self, call: _Call) -> None:
-        expected = frozenset[str]().union(*(self._site_names[c] for c in call.acting))
-        missing = sorted(expected - call.fired)
+    def _verify(self, plan: Plan, call: Call) -> None:
+        missing = sorted(plan.names - call.fired)
         if missing:
             raise SiteNotFiredError(
-                f"{len(missing)} of {len(expected)} sites never ran, first {missing[0]!r}: the layer was replaced, "
+                f"{len(missing)} of {len(plan.names)} sites never ran, first {missing[0]!r}: the layer was replaced, "
                 "fused or compiled after the membranes were attached. Detach, undo that, and attach again."
             )
 
-    def _hook_for(self, site: Site) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            call = _current.get()
-            if call is None or call.owner is not self:
+    def _check(self, membrane: Membrane) -> None:
+        if membrane not in self._checked:
+            resolve_sites(self._denoiser, dict(membrane.pairs), known=self._known)
+            self._checked.add(membrane)
+
+    def _plan(self, membranes: Sequence[Membrane], strengths: Tensor, asked: _Asked) -> Plan | None:
+        """Return what to do, or None if nothing acts."""
+        last = self._last
+        # A sampler asks with the very same table at every step.
+        if last is not None and last.matches(membranes, strengths, asked) and last.is_current():
+            return last.plan
+        acting = (strengths != 0).any(0).nonzero()[:, 0].tolist()
+        plan = None
+        if acting:
+            with self._planning:
+                plan = self._planned([membranes[c] for c in acting], strengths[:, acting].float().cpu(), asked)
+        if not strengths.is_inference():
+            self._last = _Last(weakref.ref(strengths), strengths._version, membranes, asked, plan)
+        return plan
+
+    def _planned(self, acting: Sequence[Membrane], strengths: Tensor, asked: _Asked) -> Plan | None:
+        within, unconditional, may_fold = asked
+        table = strengths.contiguous().numpy().tobytes()
+        key = _Key(tuple(map(id, acting)), tuple(strengths.shape), table, asked)
+        with self._lock:
+            plan = self._plans.pop(key, None)
+        if plan is None or (plan.weights is not None and not plan.weights.current(thorough=True)):
+            for membrane in acting:
+                self._check(membrane)
+            pairs: dict[str, list[Pair]] = {}
+            for column, membrane in enumerate(acting):
+                for name, (u, v) in membrane.pairs.items():
+                    if name.startswith(within):
+                        pairs.setdefault(name, []).append(Pair(column, u, v))
+            sites = [site for name, site in self._known.items() if name in pairs]
+            if not sites:
                 return None
-            call.fired.add(site.name)
-            x = args[0] if args else next(iter(kwargs.values()))
-            return self._add(call, site, x, output)
+            most = self._device_bytes if may_fold else 0
+            plan = make_plan(
+                sites, pairs, strengths, self._groups, acting, most_fold_bytes=most, unconditional=unconditional
+            )
+        with self._lock:
+            self._plans[key] = plan
+        return plan
 
-        return hook
 
-    def _add(self, call: _Call, site: Site, x: Tensor, output: Tensor) -> Tensor | None:
-        stack = self._stack(site.name, call.acting, output.device, output.dtype)
-        if stack is None:
-            return None
-        rows, strengths = call.prepared(output.shape[0], output.device, output.dtype)
-        x = x.to(output.dtype)
-        gamma = strengths[:, stack.owner]
-        if rows is None:
-            return output + low_rank_delta(site.layer, x, stack.u, stack.v, gamma)
-        # clone keeps the memory format, which an out-of-place index_add does not: the layers after this one would run
-        # other code, and rows that no membrane acts on would differ in their last bits.
-        return output.clone().index_add_(0, rows, low_rank_delta(site.layer, x[rows], stack.u, stack.v, gamma))
+class _Last(NamedTuple):
+    """The last table of strengths asked with, and its plan."""
 
-    def _stack(self, name: str, acting: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack | None:
-        key = (name, acting, device, dtype)
-        stack = self._stacks.get(key)
-        if stack is not None:
-            return stack
-        chosen = [
-            (column, *self.membranes[c].pairs[name]) for column, c in enumerate(acting) if name in self._site_names[c]
-        ]
-        if not chosen:
-            return None
-        stack = _Stack(
-            torch.cat([u.to(device=device, dtype=dtype) for _, u, _ in chosen], 1),
-            torch.cat([v.to(device=device, dtype=dtype) for _, _, v in chosen], 0),
-            torch.tensor([column for column, u, _ in chosen for _ in range(u.shape[1])], device=device),
-        )
-        while len(self._stacks) >= _NUM_CACHED_STACKS * len(self._sites):
-            self._stacks.pop(next(iter(self._stacks)), None)
-        self._stacks[key] = stack
-        return stack
+    strengths: "weakref.ref[Tensor]"
+    version: int
+    membranes: Sequence[Membrane]
+    asked: _Asked
+    plan: Plan | None
+
+    def matches(self, membranes: Sequence[Membrane], strengths: Tensor, asked: _Asked) -> bool:
+        """Whether the question is the same, by identity."""
+        same = self.strengths() is strengths and self.membranes is membranes and self.asked == asked
+        return same and self.version == strengths._version
+
+    def is_current(self) -> bool:
+        """Whether the weights are still those that the plan was made from."""
+        return self.plan is None or self.plan.weights is None or self.plan.weights.current(thorough=False)
+
+
+def _groups(denoiser: nn.Module, known: Mapping[str, Site]) -> dict[str, Group]:
+    found: dict[str, Group] = {}
+    for name in known:
+        group = group_of(name, denoiser.get_submodule(name.rpartition(".")[0]))
+        if group is not None:
+            found[name] = group
+    return found

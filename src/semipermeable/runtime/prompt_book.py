@@ -33,8 +33,10 @@ class Entry(NamedTuple):
     role: Role
 
 
-def _fingerprints(rows: Tensor) -> list[bytes]:
-    """One digest per row of `rows`, shape (rows, ...), over dtype and bytes."""
+def _fingerprints(rows: Tensor | Sequence[Tensor]) -> list[bytes]:
+    """One digest per row of `rows`, shape (rows, ...) or a list of rows, over dtype and bytes."""
+    if not isinstance(rows, Tensor):
+        return [_fingerprints(row[None])[0] for row in rows]
     flat = rows.detach().flatten(1).contiguous().cpu()
     num_bytes = flat.shape[1] * flat.element_size()
     kind = str(flat.dtype).encode()
@@ -54,17 +56,17 @@ class PromptBook:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._last: tuple[weakref.ref[Tensor], int | None, list[Entry | None]] | None = None
+        self._last: tuple[list[tuple[weakref.ref[Tensor], int]], list[Entry | None]] | None = None
 
-    def write(self, rows: Tensor, texts: Sequence[str], role: Role) -> None:
+    def write(self, rows: Tensor | Sequence[Tensor], texts: Sequence[str], role: Role) -> None:
         """Remember rows.
 
         Args:
-            rows: embeddings, shape (n · len(texts), ...), each text repeated n times in a row.
+            rows: embeddings, shape (n · len(texts), ...), or a list of rows; each text repeated n times in a row.
             texts: their texts.
             role: what they were made for; roles of the same row add up.
         """
-        repeats = rows.shape[0] // max(len(texts), 1)
+        repeats = len(rows) // max(len(texts), 1)
         per_row = [text for text in texts for _ in range(repeats)]
         with self._lock:
             for key, text in zip(_fingerprints(rows), per_row, strict=True):
@@ -74,17 +76,26 @@ class PromptBook:
                 self._entries.popitem(last=False)
             self._last = None
 
-    def read(self, rows: Tensor) -> list[Entry | None]:
-        """Return what is known of each row of `rows`, shape (rows, ...); None where it is unknown.
+    def read(self, rows: Tensor | Sequence[Tensor]) -> list[Entry | None]:
+        """Return what is known of each row, of shape (rows, ...) or a list of rows; None where it is unknown.
 
-        A sampler passes the same tensor at every step, so the last answer is kept for that very tensor.
+        A sampler passes the same tensors at every step, so the last answer is kept for those very tensors.
         """
-        version = None if rows.is_inference() else rows._version
+        tensors = [rows] if isinstance(rows, Tensor) else list(rows)
+        fixed = not any(tensor.is_inference() for tensor in tensors)
         last = self._last
-        if last is not None and last[0]() is rows and last[1] == version and not rows.is_inference():
-            return last[2]
+        if fixed and last is not None and _same(last[0], tensors):
+            return last[1]
         keys = _fingerprints(rows)
         with self._lock:
             found = [self._entries.get(key) for key in keys]
-            self._last = (weakref.ref(rows), version, found)
+            self._last = ([(weakref.ref(t), t._version) for t in tensors], found) if fixed else None
         return found
+
+
+def _same(kept: Sequence[tuple[weakref.ref[Tensor], int]], tensors: Sequence[Tensor]) -> bool:
+    if len(kept) != len(tensors):
+        return False
+    return all(
+        ref() is tensor and version == tensor._version for (ref, version), tensor in zip(kept, tensors, strict=True)
+    )

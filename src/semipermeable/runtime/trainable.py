@@ -5,7 +5,7 @@ forward and at recomputation, so gradient checkpointing sees the same ones; the 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from semipermeable.errors import SiteError
 from semipermeable.rank1 import low_rank_delta, pair_shapes
 from semipermeable.sites import Site
 
-__all__ = ["TrainableBinding"]
+__all__ = ["TrainableBinding", "orthonormal"]
+
+_SPANNED = 1e-6
+"""Singular value of unit regulators up to which a direction is not theirs: fp32 regulators are known no better."""
 
 
 class TrainableBinding:
@@ -27,9 +30,18 @@ class TrainableBinding:
         sites: site name to site.
         rank: k ≥ 1.
         generator: draws v, on CPU.
+        avoid: site name to regulators of other membranes, each (k, in, *kernel), to which v is orthogonal at the start
+            and after each `project_`. None avoids nothing.
     """
 
-    def __init__(self, sites: Mapping[str, Site], *, rank: int = 1, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        *,
+        rank: int = 1,
+        generator: torch.Generator,
+        avoid: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
         self.gamma: Tensor | float | None = None
         """Strength of the membrane: None = bare, a number for all rows, or one per row with shape (rows,)."""
         self._sites = dict(sites)
@@ -40,6 +52,9 @@ class TrainableBinding:
             v = torch.rand(v_shape, generator=generator) * (2 * bound) - bound
             device = site.weight.device
             self._pairs[name] = (nn.Parameter(torch.zeros(u_shape, device=device)), nn.Parameter(v.to(device)))
+        taken = {name: rows for name, rows in (avoid or {}).items() if rows}
+        self._avoided = {name: orthonormal(rows).to(self._pairs[name][1].device) for name, rows in taken.items()}
+        self.project_()
         self._handles = [
             site.module.register_forward_hook(self._hook_for(name, site), with_kwargs=True)
             for name, site in self._sites.items()
@@ -54,6 +69,14 @@ class TrainableBinding:
     def pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """Site name to the live (u, v)."""
         return dict(self._pairs)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Take out of every v what lies along the regulators to avoid at its site."""
+        for name, basis in self._avoided.items():
+            v = self._pairs[name][1]
+            rows = v.flatten(1).double()
+            v.copy_((rows - (rows @ basis.T) @ basis).reshape(v.shape))
 
     def load_pairs(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Copy values into the trainable pairs; sites that are not named keep theirs.
@@ -100,3 +123,11 @@ class TrainableBinding:
             return output + low_rank_delta(site.layer, x.to(dtype), u.to(dtype), v.to(dtype), gamma)
 
         return hook
+
+
+def orthonormal(regulators: Sequence[Tensor]) -> Tensor:
+    """Return an orthonormal basis of the span of regulators, shape (r, in · kernel), float64 on the CPU."""
+    rows = torch.cat([v.detach().cpu().double().flatten(1) for v in regulators])
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    return right[singular > _SPANNED]

@@ -7,23 +7,33 @@ their own threads.
 
 import copy
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from semipermeable.errors import AttachError
 
-__all__ = ["gated_view", "refuse_rewritten", "view_owner"]
+__all__ = ["Gate", "gated_view", "pass_name", "refuse_rewritten", "view_owner"]
 
+Gate: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[None]]
+"""Given a call's positional and keyword arguments, returns the context in which the call runs."""
 _OWNER = "_semipermeable_owner"
+_pass: ContextVar[str | None] = ContextVar("semipermeable_pass", default=None)
 
 
-def gated_view(
-    denoiser: nn.Module, owner: object, gate: Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[None]]
-) -> nn.Module:
+def pass_name() -> str | None:
+    """Return how the pipeline names the view's present call ("cond", "uncond"), or None where it gives no name.
+
+    Pipelines that guide in separate calls name each for diffusers' caches: `with denoiser.cache_context("cond")`.
+    """
+    return _pass.get()
+
+
+def gated_view(denoiser: nn.Module, owner: object, gate: Gate) -> nn.Module:
     """Return a view of `denoiser` whose every call runs inside `gate(args, kwargs)`.
 
     Args:
@@ -46,7 +56,24 @@ def gated_view(
 
     object.__setattr__(view, "forward", forward)
     object.__setattr__(view, _OWNER, owner)
+    if hasattr(denoiser, "cache_context"):
+        object.__setattr__(view, "cache_context", _naming(denoiser))
     return view
+
+
+def _naming(denoiser: Any) -> Callable[..., AbstractContextManager[None]]:
+    """The denoiser's `cache_context`, which also tells `pass_name` the name."""
+
+    @contextmanager
+    def cache_context(name: str, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
+        token = _pass.set(name)
+        try:
+            with denoiser.cache_context(name, *args, **kwargs):
+                yield
+        finally:
+            _pass.reset(token)
+
+    return cache_context
 
 
 def view_owner(denoiser: object) -> object | None:

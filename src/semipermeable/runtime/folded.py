@@ -1,0 +1,130 @@
+"""Effective weights beside the base ones: `W' = W + Σ_c g_c u_c v_c`, summed in fp32 and rounded once.
+
+The base parameters are never touched. A set of effective weights is used only while the weights that it was made from
+are still what they were, and only where rounding to their dtype keeps at least 95 % of the sum (bf16 may not).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from semipermeable.runtime.stacks import Pair
+from semipermeable.runtime.taps import is_plain
+from semipermeable.sites import Site
+
+__all__ = ["KEPT", "EffectiveWeights", "can_fold", "fold_bytes", "fold_weights"]
+
+KEPT = 0.95
+"""Least share ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩ of Δ that must survive rounding; with less it is another erasure."""
+_CHECKED_ROWS = 64
+"""Rounding treats all rows of a weight alike, so the share is measured on this many of them."""
+_SAMPLES = 16
+
+
+class EffectiveWeights:
+    """Effective weights of some sites, and what they were made from.
+
+    Args:
+        sites: the sites.
+        weights: site name to effective weight.
+    """
+
+    def __init__(self, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> None:
+        self.weights = dict(weights)
+        self._sites = tuple(sites)
+        self._marks = [_mark(site.weight) for site in sites]
+        self._sample = _sample(sites)
+
+    def on(self, name: str, device: torch.device) -> Tensor:
+        """Return a site's effective weight on a device: offloading moves the base weights after the call began."""
+        weight = self.weights[name]
+        if weight.device != device:
+            weight = self.weights[name] = weight.to(device)
+        return weight
+
+    def current(self, *, thorough: bool) -> bool:
+        """Whether the base weights are still those that the effective ones were made from.
+
+        Args:
+            thorough: compare sampled values too: some adapters write into `.data`, which leaves no other mark.
+        """
+        for site, mark in zip(self._sites, self._marks, strict=True):
+            if not is_plain(site.layer) or _mark(site.weight) != mark:
+                return False
+        return not thorough or torch.equal(_sample(self._sites), self._sample)
+
+
+class _Mark(NamedTuple):
+    identity: int
+    version: int
+    address: int
+
+
+def _mark(weight: Tensor) -> _Mark:
+    return _Mark(id(weight), weight._version, weight.data_ptr())
+
+
+def _sample(sites: Sequence[Site]) -> Tensor:
+    parts: list[Tensor] = []
+    for site in sites:
+        flat = site.weight.detach().flatten()
+        parts.append(flat[:: max(1, flat.numel() // _SAMPLES)].float())
+    return torch.cat(parts)
+
+
+def can_fold(site: Site) -> bool:
+    """Whether a site is a plain layer with a weight in memory: not wrapped, quantised, offloaded or sharded."""
+    layer = site.layer
+    if site.module is not layer or type(layer) not in (nn.Linear, nn.Conv2d) or not is_plain(layer):
+        return False
+    if type(layer.weight) is not nn.Parameter:
+        return False
+    weight: Tensor = layer.weight
+    in_memory = weight.is_floating_point() and weight.device.type != "meta" and not weight.is_inference()
+    return in_memory and weight.numel() == _num_weights(layer)
+
+
+def _num_weights(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    return -1
+
+
+def fold_bytes(sites: Sequence[Site]) -> int:
+    """Return the memory that effective weights of these sites take."""
+    return sum(site.weight.numel() * site.weight.element_size() for site in sites)
+
+
+@torch.no_grad()
+def fold_weights(
+    sites: Sequence[Site], pairs: Mapping[str, Sequence[Pair]], strengths: Tensor
+) -> EffectiveWeights | None:
+    """Make effective weights; None if rounding would lose too much.
+
+    Args:
+        sites: all `can_fold`.
+        pairs: site name to the pairs that act there.
+        strengths: one per column of the pairs, fp32 on CPU.
+    """
+    weights: dict[str, Tensor] = {}
+    kept = whole = 0.0
+    for site in sites:
+        base = site.weight.detach()
+        u, v = _scaled(pairs[site.name], strengths, base.device)
+        weight = torch.addmm(base.flatten(1).float(), u, v).to(base.dtype).view_as(base)
+        step = max(1, base.shape[0] // _CHECKED_ROWS)
+        delta = u[::step] @ v
+        kept += float(((weight[::step].float() - base[::step].float()).flatten(1) * delta).sum())
+        whole += float((delta * delta).sum())
+        weights[site.name] = weight
+    return EffectiveWeights(sites, weights) if kept >= KEPT * whole else None
+
+
+def _scaled(pairs: Sequence[Pair], strengths: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    u = torch.cat([pair.u.float() * float(strengths[pair.column]) for pair in pairs], 1)
+    v = torch.cat([pair.v.float().flatten(1) for pair in pairs], 0)
+    return u.to(device), v.to(device)

@@ -1,0 +1,96 @@
+"""Standing in for the forward of a site, only while some call needs it.
+
+A tap is set as the instance attribute `forward` of a site's module when a call that acts begins, and taken away when
+the last such call ends. Between such calls, and in calls in which no membrane acts, the modules are exactly as
+they were: nothing runs that would not run without this package. While a tap is set, a call of another thread that is
+not being visited (a bare sibling that shares the module) goes straight through it.
+"""
+
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from torch import nn
+
+__all__ = ["Forward", "Visitor", "is_plain", "tapped"]
+
+
+class Forward(Protocol):
+    """A module's forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        ...
+
+
+class Visitor(Protocol):
+    """What runs in place of a tapped module's forward."""
+
+    def visit(self, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the module's output; `forward` is its own."""
+        ...
+
+
+_current: ContextVar[Visitor | None] = ContextVar("semipermeable_visitor", default=None)
+# Siblings share modules, hence taps: one lock for all, held only to set and take away.
+_lock = threading.Lock()
+
+
+class _Tap:
+    """Stands in for one module's forward; `users` calls need it."""
+
+    __slots__ = ("forward", "module", "own", "users")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.own = module.__dict__.get("forward")
+        self.forward: Forward = module.forward
+        self.users = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        visitor = _current.get()
+        if visitor is None:
+            return self.forward(*args, **kwargs)
+        return visitor.visit(self.module, self.forward, args, kwargs)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module runs its class's own forward, a tap of ours apart (offloading replaces it per instance)."""
+    own = module.__dict__.get("forward")
+    return own is None or (isinstance(own, _Tap) and own.own is None)
+
+
+@contextmanager
+def tapped(modules: Iterable[nn.Module], visitor: Visitor) -> Generator[None, None, None]:
+    """Let `visitor` run in place of the modules' forwards inside the `with` block, in this thread only."""
+    taps: list[_Tap] = []
+    with _lock:
+        for module in modules:
+            tap = module.__dict__.get("forward")
+            if not isinstance(tap, _Tap):
+                tap = _Tap(module)
+                module.__dict__["forward"] = tap
+            tap.users += 1
+            taps.append(tap)
+    token = _current.set(visitor)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        with _lock:
+            for tap in taps:
+                tap.users -= 1
+                if not tap.users:
+                    _take_away(tap)
+
+
+def _take_away(tap: _Tap) -> None:
+    # Who replaced the forward meanwhile keeps theirs; the tap inside it then only passes calls on.
+    if tap.module.__dict__.get("forward") is not tap:
+        return
+    if tap.own is None:
+        del tap.module.__dict__["forward"]
+    else:
+        tap.module.__dict__["forward"] = tap.own
