@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from semipermeable.hosts import Condition
 from semipermeable.training.anchoring import choose_captions, gaussian_anchors
 from semipermeable.training.objective import anchor_probabilities, erasing_goal, row_losses, total_loss
 
@@ -46,11 +47,14 @@ def test_anchor_probabilities_follow_equation_6():
 
 
 def test_gaussian_anchors_are_all_but_orthogonal_so_the_weights_say_nothing(generator):
-    target = torch.randn(24, 192, generator=generator)
+    mask = torch.tensor([[True] * 20 + [False] * 4])
+    target = Condition({"text": torch.randn(1, 24, 192, generator=generator), "mask": mask})
     anchors = gaussian_anchors(target, 4, 1.0, generator)
-    assert anchors.shape == (4, 24, 192)
-    cosine = torch.nn.functional.cosine_similarity(anchors.flatten(1), target.flatten()[None])
+    assert anchors["text"].shape == (4, 24, 192)
+    assert torch.equal(anchors["mask"], mask.expand(4, -1))
+    cosine = torch.nn.functional.cosine_similarity(anchors["text"].flatten(1), target["text"].flatten()[None])
     assert float(cosine.abs().max()) < 0.06
+    assert_close(anchors["text"].flatten(1).norm(dim=1), target["text"].norm().expand(4))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

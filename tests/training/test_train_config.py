@@ -7,7 +7,8 @@ from semipermeable.training import TrainConfig, presets
 
 
 def test_presets_are_usable():
-    assert presets() == ("fast", "paper")
+    assert presets() == ("instant", "fast", "paper")
+    assert TrainConfig.from_preset("instant") == TrainConfig(num_steps=0)
     assert TrainConfig.from_preset("fast") == TrainConfig()
     for preset in presets():
         TrainConfig.from_preset(preset)

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from semipermeable.errors import ConfigError, DivergenceError
-from semipermeable.hosts import UNetHost
+from semipermeable.hosts import Condition, UNetHost
 from semipermeable.permeability import EncodedPrompt
 from semipermeable.training import train
 from semipermeable.training.checkpoint import read_checkpoint
@@ -46,7 +46,7 @@ class _RandomText(UNetHost):
         return encoded
 
     def condition(self, prompts):
-        return torch.stack([prompt.states for prompt in self.encode(prompts)])
+        return Condition({"text": torch.stack([prompt.states for prompt in self.encode(prompts)])})
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_it_draws_what_the_pipeline_draws(host):
     ).images
     run = _run(host, torch.Generator().manual_seed(3), guidance=4.0)
     x, t = run.latents[-1], run.timesteps[-1]
-    both = torch.cat([host.condition(["", ""]), host.condition(list(CAPTIONS.targets))])
+    both = host.condition(["", "", *CAPTIONS.targets])
     with torch.no_grad():
         bare, told = host.predict(torch.cat([x, x]), t.expand(4), both).chunk(2)
     scheduler = host.make_scheduler(5)

@@ -1,6 +1,5 @@
 """`spm erase`: train membranes."""
 
-import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,10 @@ from semipermeable.cli.problems import guarded
 
 if TYPE_CHECKING:
     from semipermeable.concept import Concept
+    from semipermeable.membrane import Membrane
     from semipermeable.training import TrainConfig
 
-__all__ = ["EXAMPLE", "erase_command"]
+__all__ = ["EXAMPLE", "erase_command", "load_folder"]
 
 EXAMPLE = 'Example:  spm erase "cat" --alias kitty --surrogate animal --out cat.safetensors'
 
@@ -24,13 +24,16 @@ def erase_command(
     concept: Annotated[str | None, typer.Argument(help='What to erase, e.g. "cat". Omit it with --concepts.')] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Membrane file; a folder with --concepts. Default: CONCEPT.safetensors."),
+        typer.Option(
+            "--out", "--out-dir", "-o", help="Membrane file; a folder with --concepts. Default: CONCEPT.safetensors."
+        ),
     ] = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", help="Another name for it; repeatable.")] = None,
     surrogate: Annotated[str | None, typer.Option("--surrogate", help="What its prompts draw instead.")] = None,
     keep: Annotated[list[str] | None, typer.Option("--keep", help="A phrase that must stay; repeatable.")] = None,
     concepts: Annotated[Path | None, typer.Option("--concepts", help="TOML file with several concepts.")] = None,
-    preset: Annotated[str, typer.Option("--preset", help='"fast", or "paper" for SPM as published.')] = "fast",
+    preset: Annotated[str, typer.Option("--preset", help='"fast", "instant" (closed form), or "paper".')] = "fast",
+    rank: Annotated[int | None, typer.Option("--rank", help="k of each pair; the preset's, if not given.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; the preset's, if not given.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file with training settings, e.g. learning_rate = 4e-3.")
@@ -38,24 +41,94 @@ def erase_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep a checkpoint beside --out, and go on from it after an interruption.")
     ] = False,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, help="With --concepts: membranes trained side by side.")
+    ] = None,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="With --concepts: share anchors, so that membranes do not interfere.")
+    ] = False,
+    orthogonal_to: Annotated[
+        Path | None, typer.Option("--orthogonal-to", help="Folder of membranes (or one file) to stay orthogonal to.")
+    ] = None,
     seed: SeedOption = 0,
     model: ModelOption = "emoji",
     device: DeviceOption = None,
 ) -> None:
-    """Train a membrane that erases a concept, and save it."""
+    """Make membranes that erase concepts, and save them.
+
+    With --concepts, finished membranes of the folder are not made again: a run that was killed goes on.
+    """
+    if concepts is None and (joint or at_once is not None):
+        raise typer.BadParameter("--joint and --at-once are about several concepts; give a file with --concepts")
+    if concepts is not None and resume:
+        raise typer.BadParameter("--concepts goes on by itself from the membranes that are finished; omit --resume")
     wanted = _wanted(concept, concepts, alias or [], surrogate, keep or [])
     targets = _targets(wanted, out, several=concepts is not None)
-    settings = _settings(preset, steps, config)
+    settings = _settings(preset, steps, rank, config)
     from semipermeable.generation.output import check_writable
 
     for target in targets:
         check_writable(target)
+    beside = [] if orthogonal_to is None else load_folder(orthogonal_to)
     pipe = loaded(model, device, "fp32")
-    for one, target in zip(wanted, targets, strict=True):
-        _erase_one(pipe, one if concepts else _completed(pipe, one), target, settings, seed, resume)
+    if concepts is not None:
+        _erase_many(pipe, wanted, targets[0].parent, settings, seed, at_once, joint, beside)
+        return
+    _erase_one(pipe, _completed(pipe, wanted[0]), targets[0], settings, seed, resume, beside)
 
 
-def _erase_one(pipe: Any, concept: "Concept", target: Path, settings: "TrainConfig", seed: int, resume: bool) -> None:
+def load_folder(place: Path) -> "list[Membrane]":
+    """Load one membrane, or all membranes of a folder in order of their names.
+
+    Raises:
+        MembraneFileError: if there is none, or one cannot be read.
+    """
+    from semipermeable.errors import MembraneFileError
+    from semipermeable.files import load
+
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if not files:
+        raise MembraneFileError(f"folder {str(place)!r} holds no .safetensors; make some with spm erase --concepts")
+    return [load(file) for file in files]
+
+
+def _erase_many(
+    pipe: Any,
+    concepts: "list[Concept]",
+    folder: Path,
+    settings: "TrainConfig",
+    seed: int,
+    at_once: int | None,
+    joint: bool,
+    beside: "list[Membrane]",
+) -> None:
+    from semipermeable.training import erase_each
+
+    steps = erase_each(
+        pipe,
+        concepts,
+        config=settings,
+        seed=seed,
+        out_dir=folder,
+        at_once=at_once,
+        joint=joint,
+        orthogonal_to=beside,
+    )
+    for made in steps:
+        assert made.path is not None  # noqa: S101 - a folder was given
+        how = "is there already" if made.found else f"{len(made.membrane.pairs)} sites"
+        typer.echo(f"{made.path}: erases {made.membrane.name!r}, {how}, {made.path.stat().st_size:,} bytes")
+
+
+def _erase_one(
+    pipe: Any,
+    concept: "Concept",
+    target: Path,
+    settings: "TrainConfig",
+    seed: int,
+    resume: bool,
+    beside: "list[Membrane]",
+) -> None:
     import dataclasses
 
     from semipermeable.files import save
@@ -64,7 +137,7 @@ def _erase_one(pipe: Any, concept: "Concept", target: Path, settings: "TrainConf
 
     checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
     chosen = dataclasses.replace(settings, checkpoint=str(checkpoint)) if resume else settings
-    membrane = erase(pipe, concept, seed=seed, config=chosen)
+    membrane = erase(pipe, concept, seed=seed, config=chosen, orthogonal_to=beside)
     with staged_file(target) as path:
         save(membrane, path)
     if resume:
@@ -102,22 +175,20 @@ def _completed(pipe: Any, concept: "Concept") -> "Concept":
 
 
 def _targets(wanted: "list[Concept]", out: Path | None, *, several: bool) -> list[Path]:
-    slugs = [_slug(one.name) for one in wanted]
+    from semipermeable.training import file_name
+
+    names = [file_name(one) for one in wanted]
     if not several:
-        return [out or Path(f"{slugs[0]}.safetensors")]
+        return [out or Path(names[0])]
     if out is not None and out.suffix == ".safetensors":
         raise typer.BadParameter(f"--concepts makes one file per concept: --out must be a folder, found {str(out)!r}")
-    if len(set(slugs)) < len(slugs):
-        twice = next(slug for slug in slugs if slugs.count(slug) > 1)
-        raise typer.BadParameter(f"two concepts of the file would both be written to {twice}.safetensors; rename one")
-    return [(out or Path()) / f"{slug}.safetensors" for slug in slugs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise typer.BadParameter(f"two concepts of the file would both be written to {twice}; rename one")
+    return [(out or Path()) / name for name in names]
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "concept"
-
-
-def _settings(preset: str, steps: int | None, file: Path | None) -> "TrainConfig":
+def _settings(preset: str, steps: int | None, rank: int | None, file: Path | None) -> "TrainConfig":
     from semipermeable.errors import ConfigError
     from semipermeable.training import TrainConfig
 
@@ -129,4 +200,6 @@ def _settings(preset: str, steps: int | None, file: Path | None) -> "TrainConfig
             raise ConfigError(f"training settings {str(file)!r} cannot be read ({error}); see --help") from error
     if steps is not None:
         overrides["num_steps"] = steps
+    if rank is not None:
+        overrides["rank"] = rank
     return TrainConfig.from_preset(preset, **overrides)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semipermeable.hosts import Condition
 from semipermeable.permeability.decisions import EncodedPrompt
 from semipermeable.training.objective import anchor_probabilities
 
@@ -16,7 +17,10 @@ _CANDIDATES = 5
 
 
 def _encoding(prompt: EncodedPrompt) -> Tensor:
-    return prompt.states.flatten() if prompt.pooled is None else prompt.pooled
+    """The pooled vector; of an encoder without one, the mean over the prompt's own tokens and the one after them."""
+    if prompt.pooled is not None:
+        return prompt.pooled
+    return prompt.states[prompt.first : prompt.first + len(prompt.token_ids) + 1].mean(0)
 
 
 def choose_captions(
@@ -68,22 +72,34 @@ def _draw(indices: list[int], weights: Tensor, count: int, generator: torch.Gene
     return [indices[index] for index in drawn.tolist()]
 
 
-def gaussian_anchors(target: Tensor, count: int, power: float, generator: torch.Generator) -> Tensor:
+def gaussian_anchors(target: Condition, count: int, power: float, generator: torch.Generator) -> Condition:
     """Draw anchors as the reference code does: Gaussian noise in the place of text states, chosen by Eq. 6.
 
-    In so many dimensions noise is orthogonal to everything: the weights are all but equal.
+    In so many dimensions noise is orthogonal to everything: the weights are all but equal. Every part of the condition
+    is replaced by noise of its own norm; masks stay.
 
     Args:
-        target: the concept's condition, shape (sequence, dim).
+        target: the concept's condition, one row.
         count: how many.
         power: α.
         generator: CPU generator.
 
     Returns:
-        Conditions, shape (count, sequence, dim), in dtype and device of `target`.
+        `count` conditions, in dtype and device of `target`.
     """
-    noise = torch.randn((count * _CANDIDATES, *target.shape), generator=generator)
-    noise = F.normalize(noise.flatten(1), dim=1) * target.float().norm().cpu()
-    weights = anchor_probabilities(noise, target.float().cpu().flatten(), power)
-    drawn = torch.multinomial(weights, count, generator=generator) if count else torch.empty(0, dtype=torch.long)
-    return noise[drawn].reshape(count, *target.shape).to(target)
+    own = {name: part.float().cpu() for name, part in target.parts.items() if part.is_floating_point()}
+    drawn = {
+        name: torch.randn((count * _CANDIDATES, *part.shape[1:]), generator=generator) for name, part in own.items()
+    }
+    noise = {name: F.normalize(rows.flatten(1), dim=1) * own[name].norm() for name, rows in drawn.items()}
+    flat = torch.cat([part.flatten() for part in own.values()])
+    weights = anchor_probabilities(torch.cat(list(noise.values()), 1), flat, power)
+    chosen = torch.multinomial(weights, count, generator=generator) if count else torch.empty(0, dtype=torch.long)
+    return Condition(
+        {
+            name: noise[name][chosen].reshape(count, *part.shape[1:]).to(part)
+            if name in noise
+            else part.expand(count, *part.shape[1:])
+            for name, part in target.parts.items()
+        }
+    )

@@ -1,6 +1,6 @@
 """The public way to train: `erase`."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -8,17 +8,19 @@ from typing import Any, Literal
 import semipermeable
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError, ConfigError
-from semipermeable.hosts import Host, host_for
-from semipermeable.membrane import GateState, Membrane, Provenance
+from semipermeable.hosts import Host
+from semipermeable.membrane import GateState, Json, Membrane, Provenance
 from semipermeable.permeability import fit, negatives, wordings
-from semipermeable.training.captions import captions_for, enrich, spec_of
+from semipermeable.permeability.calibration import Encode
+from semipermeable.training.captions import CaptionSet, captions_for, enrich
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import generator_for
 from semipermeable.training.loop import StepStats, Trained, train
 from semipermeable.training.progress import bar, board
+from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import ZooSpec
 
-__all__ = ["erase", "erase_steps", "fit_gate"]
+__all__ = ["erase", "erase_steps", "finished", "fit_gate", "provenance"]
 
 
 def erase(
@@ -30,6 +32,8 @@ def erase(
     out: str | PathLike[str] | None = None,
     config: TrainConfig | None = None,
     progress: bool = True,
+    orthogonal_to: Sequence[Membrane] = (),
+    workshop: Workshop | None = None,
 ) -> Membrane:
     """Train a membrane that erases a concept from a pipeline's model. The pipeline itself is left as it was.
 
@@ -37,11 +41,15 @@ def erase(
         pipe: a loaded diffusers pipeline of a supported family, without membranes attached.
         concept: a name, or a `Concept`. For a bundled model a plain name is completed from the model's spec: aliases,
             the object's group as surrogate, similar objects to keep.
-        preset: "fast" or "paper" (SPM as published); not used if `config` is given.
+        preset: "fast", "instant" (the closed form alone, from text) or "paper" (SPM as published); not used if `config`
+            is given.
         seed: the same seed on the same machine gives the same membrane, bit for bit.
         out: where to save the membrane, atomically, when training has ended; None does not save.
         config: settings instead of a preset.
         progress: show a progress bar with both losses.
+        orthogonal_to: membranes to whose regulators the new one's stay orthogonal, site by site: the new one does not
+            answer to what the others answer to.
+        workshop: of the same pipeline, when several membranes are made; None makes one.
 
     Returns:
         The membrane with its provenance and a fitted gate (none if the gate cannot be fitted).
@@ -49,7 +57,8 @@ def erase(
     Raises:
         ArchitectureError: if no host supports the pipeline.
         AttachError: if the denoiser is compiled, fused or already holds membranes.
-        ConfigError: if the preset is not known or the checkpoint belongs to another run.
+        ConfigError: if the preset is not known, the checkpoint belongs to another run, the workshop to another
+            pipeline, or no direction is left beside `orthogonal_to`.
         ConceptError: if the concept is not usable.
         DivergenceError: if training diverges.
         OutputError: if the membrane cannot be written.
@@ -58,7 +67,7 @@ def erase(
     place = None if out is None else Path(out)
     if place is not None and not place.parent.is_dir():
         raise ConfigError(f"folder {place.parent} for out={place.name!r} does not exist; create it first")
-    steps = erase_steps(pipe, concept, config=chosen, seed=seed)
+    steps = erase_steps(pipe, concept, config=chosen, seed=seed, orthogonal_to=orthogonal_to, workshop=workshop)
     with bar(chosen.num_steps, str(getattr(concept, "name", concept)), shown=progress) as show, board(chosen) as log:
         try:
             while True:
@@ -77,7 +86,13 @@ def erase(
 
 
 def erase_steps(
-    pipe: Any, concept: str | Concept, *, config: TrainConfig | None = None, seed: int = 0
+    pipe: Any,
+    concept: str | Concept,
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    orthogonal_to: Sequence[Membrane] = (),
+    workshop: Workshop | None = None,
 ) -> Generator[StepStats, None, Membrane]:
     """Train step by step: a generator of figures whose return value is the membrane.
 
@@ -86,19 +101,45 @@ def erase_steps(
         concept: see `erase`.
         config: settings; None takes the preset "fast".
         seed: see `erase`.
+        orthogonal_to: see `erase`.
+        workshop: see `erase`.
     """
     chosen = config or TrainConfig()
-    host = host_for(pipe)
-    spec = spec_of(pipe)
-    wanted = enrich(concept, spec)
-    captions = captions_for(wanted, spec)
-    trained = yield from train(host, wanted, captions, chosen, seed=seed)
-    story = _provenance(host, chosen, seed, trained, spec)
-    return Membrane(trained.pairs, wanted, story, fit_gate(host, wanted, captions.kind, spec, seed))
+    shared = Workshop(pipe) if workshop is None else workshop
+    if shared.host.pipe is not pipe:
+        raise ConfigError("the workshop belongs to another pipeline; make one with Workshop(pipe)")
+    wanted = enrich(concept, shared.spec)
+    captions = captions_for(wanted, shared.spec)
+    trained = yield from train(shared, wanted, captions, chosen, seed=seed, orthogonal_to=orthogonal_to)
+    return finished(shared, wanted, captions, chosen, seed, trained, orthogonal_to)
+
+
+def finished(
+    workshop: Workshop,
+    concept: Concept,
+    captions: CaptionSet,
+    config: TrainConfig,
+    seed: int,
+    trained: Trained,
+    orthogonal_to: Sequence[Membrane] = (),
+    *,
+    joint_with: Sequence[str] | None = None,
+) -> Membrane:
+    """Return the membrane of trained pairs, with its gate and its story; arguments as in `provenance`."""
+    host, spec = workshop.host, workshop.spec
+    gate = fit_gate(host, concept, captions.kind, spec, seed, encode=workshop.encode_words)
+    story = provenance(workshop, config, seed, trained.last, orthogonal_to, joint_with=joint_with)
+    return Membrane(trained.pairs, concept, story, gate)
 
 
 def fit_gate(
-    host: Host, concept: Concept, kind: Literal["object", "style"], spec: ZooSpec | None, seed: int
+    host: Host,
+    concept: Concept,
+    kind: Literal["object", "style"],
+    spec: ZooSpec | None,
+    seed: int,
+    *,
+    encode: Encode | None = None,
 ) -> GateState | None:
     """Fit the calibrated gate of a concept, as a membrane of it carries.
 
@@ -108,6 +149,7 @@ def fit_gate(
         kind: whether the concept is an object or a style.
         spec: of a bundled model, whose other words are neighbours to stay closed on; None knows none.
         seed: of the fit.
+        encode: the host's text encoder, through a cache that several fits share; None encodes afresh.
 
     Returns:
         The gate, or None if it cannot be fitted: the default rule then decides by names alone.
@@ -116,7 +158,7 @@ def fit_gate(
     try:
         calibration = fit(
             concept,
-            host.encode,
+            encode or host.encode,
             positives=wordings(concept, kind),
             negatives=negatives(concept, vocabulary, kind),
             encoder_hash=host.text_encoder_hash(),
@@ -128,16 +170,37 @@ def fit_gate(
     return GateState("transport", settings, tensors)
 
 
-def _provenance(host: Host, config: TrainConfig, seed: int, trained: Trained, spec: ZooSpec | None) -> Provenance:
-    last = trained.last
+def provenance(
+    workshop: Workshop,
+    config: TrainConfig,
+    seed: int,
+    last: StepStats | None,
+    orthogonal_to: Sequence[Membrane] = (),
+    *,
+    joint_with: Sequence[str] | None = None,
+) -> Provenance:
+    """Return the story of a membrane made in a workshop.
+
+    Args:
+        workshop: where.
+        config: how.
+        seed: of the run.
+        last: figures of the last step; None if there was none.
+        orthogonal_to: membranes it was kept orthogonal to; their names are told.
+        joint_with: names of all membranes of a joint run; None for one made alone.
+    """
+    host, spec = workshop.host, workshop.spec
     losses = {} if last is None else {"erasing_loss": last.erasing_loss, "anchoring_loss": last.anchoring_loss}
+    beside: dict[str, Json] = {"orthogonal_to": [m.name for m in orthogonal_to]} if orthogonal_to else {}
+    if joint_with is not None:
+        beside["joint_with"] = list(joint_with)
     return Provenance(
         base_model=host.base_model if spec is None else f"zoo:{spec.name}",
         base_hash=host.base_hash(),
         text_encoder_hash=host.text_encoder_hash(),
         family=host.family,
         prediction_type=host.prediction_type,
-        training=config.to_json(),
+        training={**config.to_json(), **beside},
         seed=seed,
         package_version=semipermeable.__version__,
         metrics={**losses, "steps": float(config.num_steps)},

@@ -6,6 +6,8 @@ taught. For any other pipeline the captions are general templates and a short li
 The surrogate takes the concept's place **in the wording** of each caption ("a neon icon of a cat" → "a neon icon of an
 animal"), so that what else the caption says survives. An empty surrogate drops the phrase ("a neon icon"; for a style
 "an icon of a cat").
+
+The caption of another object or style does not depend on which concept is erased, so a workshop encodes it once.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from semipermeable.permeability import kind_of
 from semipermeable.zoo import ZooSpec
 from semipermeable.zoo.spec import article
 
-__all__ = ["CaptionSet", "captions_for", "enrich", "spec_of"]
+__all__ = ["CaptionSet", "captions_for", "enrich", "speaks_of", "spec_of"]
 
 _TEMPLATES = (
     ("{name}", ""),
@@ -147,11 +149,11 @@ def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
                 instead = spec.caption(concept.surrogate or None, style, template=template)
                 rows.append((spec.caption(name, style, template=template), instead, name))
     erased = {*concept.names}
-    others = [thing for thing in spec.objects if not erased & {thing.name, *thing.aliases}]
     anchors = [
         spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
-        for index, thing in enumerate(others)
+        for index, thing in enumerate(spec.objects)
         for number, style in enumerate(spec.styles)
+        if not erased & {thing.name, *thing.aliases}
     ]
     near = _near(concept, spec)
     twins = [spec.caption(name, style, template=t) for name in near for style in spec.styles for t in range(2)]
@@ -179,11 +181,11 @@ def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
             template = spec.templates[index % len(spec.templates)]
             without = _styled(thing, concept.surrogate, template) if concept.surrogate else spec.caption(thing)
             rows.append((_styled(thing, name, template), without or "an icon", name))
-    others = [style for style in spec.styles if style not in concept.names]
     anchors = [
         spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
         for index, thing in enumerate(spec.objects)
-        for number, style in enumerate(others)
+        for number, style in enumerate(spec.styles)
+        if style not in concept.names
     ]
     plain = [spec.caption(thing.name) for thing in spec.objects]
     return _assembled(concept, rows, anchors + plain, [])
@@ -201,11 +203,12 @@ def _general(concept: Concept) -> CaptionSet:
 
 def _assembled(concept: Concept, rows: list[tuple[str, str, str]], anchors: list[str], twins: list[str]) -> CaptionSet:
     targets, surrogates, spans = zip(*rows, strict=True)
-    kept = [text for text in dict.fromkeys((*anchors, *twins)) if text not in targets and not _speaks_of(text, concept)]
+    kept = [text for text in dict.fromkeys((*anchors, *twins)) if text not in targets and not speaks_of(text, concept)]
     return CaptionSet(concept.names, targets, surrogates, spans, tuple(kept), tuple(t for t in twins if t in kept))
 
 
-def _speaks_of(text: str, concept: Concept) -> bool:
+def speaks_of(text: str, concept: Concept) -> bool:
+    """Whether a name of the concept stands in a text outside every phrase to keep."""
     lowered = text.casefold()
     for phrase in concept.keep:
         lowered = lowered.replace(phrase.casefold(), " ")

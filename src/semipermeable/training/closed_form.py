@@ -11,7 +11,7 @@ the best edit of rank k is the truncated SVD of B M^−½, brought back by M^−
 M).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +20,22 @@ from torch import Tensor
 from semipermeable.permeability.decisions import EncodedPrompt
 from semipermeable.sites import Site
 
-__all__ = ["StatePairs", "cross_attention_sites", "pair_states", "second_moment", "solve"]
+__all__ = [
+    "ClosedForm",
+    "StatePairs",
+    "complement",
+    "cross_attention_sites",
+    "null_space",
+    "pair_states",
+    "second_moment",
+]
 
 _FLOOR = 1e-6
 """Smallest eigenvalue of M that counts, relative to the largest: below it fp32 text states are noise."""
+_BY_STRUCTURE = ((".attn2.to_k", ".attn2.to_v"), (".context_embedder",))
+"""Endings of names of sites that read text alone, the first that a denoiser has."""
+_SPANNED = 1e-6
+"""Singular value of unit regulators up to which a direction is not theirs: fp32 regulators are known no better."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +45,27 @@ class StatePairs:
     target: Tensor
     surrogate: Tensor
 
+    def mapped(self, read: Callable[[Tensor], Tensor]) -> "StatePairs":
+        """Return the pairs after a function of states, e.g. the projection that a denoiser applies to text first."""
+        return StatePairs(read(self.target), read(self.surrogate))
 
-def cross_attention_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Return the sites that project text into keys and values, by the names that diffusers gives them."""
-    return {name: site for name, site in sites.items() if name.endswith((".attn2.to_k", ".attn2.to_v"))}
+
+def cross_attention_sites(sites: Mapping[str, Site], endings: tuple[str, ...] = ()) -> dict[str, Site]:
+    """Return the sites that read text alone.
+
+    Those whose names the host knows; where it knows none, by the structure of diffusers' models: keys and values of
+    the second attention of a block (`attn2`), or, where text and image are mixed before every later projection, the
+    text's first projection (`context_embedder` of SD3 and FLUX).
+
+    Args:
+        sites: of a denoiser.
+        endings: of their names (`Host.text_sites`).
+    """
+    for wanted in (endings, *_BY_STRUCTURE):
+        found = {name: site for name, site in sites.items() if wanted and f".{name}".endswith(wanted)}
+        if found:
+            return found
+    return {}
 
 
 def _split(target: Sequence[int], surrogate: Sequence[int]) -> tuple[int, int, int]:
@@ -75,7 +104,7 @@ def pair_states(target: EncodedPrompt, surrogate: EncodedPrompt, span: Sequence[
             other = prefix + min(position - prefix, max(num_new - 1, 0))
         else:
             other = position - num_old + num_new
-        indices.append((target.first + position, min(target.first + other, length - 1)))
+        indices.append((target.first + position, min(surrogate.first + other, surrogate.states.shape[0] - 1)))
     rows = torch.tensor(indices)
     return StatePairs(target.states[rows[:, 0]], surrogate.states[rows[:, 1]])
 
@@ -97,36 +126,78 @@ def second_moment(states: Tensor) -> Tensor:
     return rows.T @ rows / rows.shape[0]
 
 
-def solve(
-    weight: Tensor, pairs: StatePairs, keep: Tensor, *, keep_weight: float, negative_guidance: float, rank: int
-) -> tuple[Tensor, Tensor]:
-    """Return the best pair (u, v) of rank k for one projection, with balanced norms.
+def null_space(moment: Tensor, threshold: float, within: Tensor | None = None) -> Tensor:
+    """Return an orthonormal basis of the directions in which kept states have next to no part, shape (dim, free).
 
     Args:
-        weight: W, shape (out, dim).
+        moment: E[x xᵀ] of what is kept, shape (dim, dim), float64.
+        threshold: a direction is free if its eigenvalue is at most this share of the greatest, in [0, 1).
+        within: orthonormal basis of the span to look in, shape (dim, r); None looks everywhere.
+    """
+    seen = moment if within is None else within.T @ moment @ within
+    values, vectors = torch.linalg.eigh(seen)
+    free = vectors[:, values <= threshold * float(torch.linalg.eigvalsh(moment)[-1])]
+    return free if within is None else within @ free
+
+
+def complement(regulators: Sequence[Tensor], dim: int) -> Tensor:
+    """Return an orthonormal basis of what is orthogonal to some regulators, shape (dim, r), float64.
+
+    Args:
+        regulators: v of one site each, shape (k, dim); together of any rank.
+        dim: of the site's input.
+    """
+    if not regulators:
+        return torch.eye(dim, dtype=torch.float64)
+    rows = torch.cat([v.detach().cpu().double() for v in regulators])
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    _, singular, right = torch.linalg.svd(rows, full_matrices=True)
+    return right[int((singular > _SPANNED).sum()) :].T
+
+
+class ClosedForm:
+    """The part of the problem that all projections of the same text states share: M, its root, and E[(x_s − x_t) x_tᵀ].
+
+    Args:
         pairs: n paired text states.
         keep: E[x xᵀ] of text to be kept, shape (dim, dim).
         keep_weight: λ > 0.
-        negative_guidance: η ≥ 0; how far beyond the surrogate to go.
-        rank: k ≥ 1; where it exceeds the rank of the problem the rest is zero.
-
-    Returns:
-        u (out, k) and v (k, dim), fp32 on the CPU, with ‖u_i‖ = ‖v_i‖ for each i.
+        within: orthonormal basis of the directions that v may have, shape (dim, r); None allows all. With basis Q the
+            minimum over ΔW = D Qᵀ is that of the problem whose states are Qᵀ x.
     """
-    x_t, x_s = pairs.target.double(), pairs.surrogate.double()
-    moment = x_t.T @ x_t / x_t.shape[0] + keep_weight * keep.double()
-    cross = (1 + negative_guidance) * weight.detach().double().cpu() @ ((x_s - x_t).T @ x_t / x_t.shape[0])
-    values, vectors = torch.linalg.eigh(moment)
-    values = values.clamp_min(float(values[-1]) * _FLOOR)
-    inverse_root = (vectors / values.sqrt()) @ vectors.T
-    left, singular, right = torch.linalg.svd(cross @ inverse_root, full_matrices=False)
-    u = left[:, :rank] * singular[:rank]
-    v = right[:rank] @ inverse_root
-    balance = (v.norm(dim=1) / u.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
-    balance = torch.where(singular[:rank] > 0, balance, torch.ones_like(balance))
-    u, v = u * balance, v / balance[:, None]
-    missing = rank - u.shape[1]
-    if missing > 0:
-        u = torch.cat([u, u.new_zeros(u.shape[0], missing)], 1)
-        v = torch.cat([v, v.new_zeros(missing, v.shape[1])], 0)
-    return u.float(), v.float()
+
+    def __init__(self, pairs: StatePairs, keep: Tensor, *, keep_weight: float, within: Tensor | None = None) -> None:
+        x_t, x_s = pairs.target.double(), pairs.surrogate.double()
+        moment = x_t.T @ x_t / x_t.shape[0] + keep_weight * keep.double()
+        cross = (x_s - x_t).T @ x_t / x_t.shape[0]
+        if within is not None:
+            moment, cross = within.T @ moment @ within, cross @ within
+        values, vectors = torch.linalg.eigh(moment)
+        values = values.clamp_min(float(values[-1]) * _FLOOR) if len(values) else values
+        inverse_root = (vectors / values.sqrt()) @ vectors.T
+        self._sought = cross @ inverse_root
+        self._back = inverse_root if within is None else inverse_root @ within.T
+
+    def solve(self, weight: Tensor, *, negative_guidance: float, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the best pair (u, v) of rank k for one projection, with balanced norms.
+
+        Args:
+            weight: W, shape (out, dim).
+            negative_guidance: η ≥ 0; how far beyond the surrogate to go.
+            rank: k ≥ 1; where it exceeds the rank of the problem the rest is zero.
+
+        Returns:
+            u (out, k) and v (k, dim), fp32 on the CPU, with ‖u_i‖ = ‖v_i‖ for each i.
+        """
+        wanted = (1 + negative_guidance) * weight.detach().cpu().double() @ self._sought
+        left, singular, right = torch.linalg.svd(wanted, full_matrices=False)
+        u = left[:, :rank] * singular[:rank]
+        v = right[:rank] @ self._back
+        balance = (v.norm(dim=1) / u.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+        balance = torch.where(singular[:rank] > 0, balance, torch.ones_like(balance))
+        u, v = u * balance, v / balance[:, None]
+        missing = rank - u.shape[1]
+        if missing > 0:
+            u = torch.cat([u, u.new_zeros(u.shape[0], missing)], 1)
+            v = torch.cat([v, v.new_zeros(missing, v.shape[1])], 0)
+        return u.float(), v.float()

@@ -1,4 +1,4 @@
-"""Every setting of training, with the two presets."""
+"""Every setting of training, with the presets."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ class TrainConfig:
     sampling_steps: int = 20
     """Length of the grid on which latents are denoised."""
     sampling_guidance: float = 4.0
-    """Classifier-free guidance of that denoising."""
+    """Classifier-free guidance of that denoising; no effect on models that are guided otherwise (FLUX.1, LCM)."""
     reuse_trajectories: bool = True
     """True: all latents of `num_trajectories` runs are kept, each with its label, and drawn from in every step.
     False: every step denoises afresh to a random time, as the paper does."""
@@ -68,9 +68,13 @@ class TrainConfig:
     surrogate_in_wording: bool = True
     """The surrogate takes the concept's place in the caption; False falls to the bare surrogate."""
     closed_form: bool = True
-    """Start from the closed-form edit of cross-attention keys and values; False starts from zero."""
+    """Start from the closed-form edit of the sites where text alone enters (cross-attention keys and values; in SD3 and
+    FLUX the text's first projection); False starts from zero, and so does True in families without such sites."""
     closed_form_keep: float = 3.0
     """λ of the closed form: weight of the kept text states."""
+    closed_form_null: float | None = None
+    """Confine the closed form to directions in which kept text states have at most this share of their strongest
+    direction's power, in [0, 1), as SPEED does. None allows all directions. Training afterwards is not confined."""
     dtype: Dtype | None = None
     """Autocast dtype of the network; the pairs stay fp32. None runs in the pipeline's own dtype."""
     gradient_checkpointing: bool = False
@@ -103,6 +107,10 @@ class TrainConfig:
         self._check("twin_share", float, 0)
         if self.twin_share > 1:
             raise ConfigError(f"twin_share must be in [0, 1], found {self.twin_share!r}")
+        if self.closed_form_null is not None:
+            self._check("closed_form_null", float, 0)
+            if self.closed_form_null >= 1:
+                raise ConfigError(f"closed_form_null must be in [0, 1), found {self.closed_form_null!r}")
         self._one_of("schedule", get_args(Schedule))
         self._one_of("anchors", ("captions", "gaussian"))
         self._one_of("dtype", (None, *get_args(Dtype)))
@@ -146,6 +154,7 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "instant": {"num_steps": 0},
     "fast": {},
     "paper": {
         "rank": 1,

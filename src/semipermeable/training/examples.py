@@ -11,19 +11,28 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from semipermeable.hosts import Host
+from semipermeable.hosts import Condition, Host
 from semipermeable.permeability.decisions import EncodedPrompt
 from semipermeable.training.anchoring import choose_captions, gaussian_anchors
 from semipermeable.training.captions import CaptionSet
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.objective import erasing_goal
-from semipermeable.training.trajectories import denoise
+from semipermeable.training.trajectories import Trajectory, denoise
 
-__all__ = ["Batch", "Examples", "FreshExamples", "PooledExamples", "generator_for", "make_examples"]
+__all__ = [
+    "ANCHOR_RUNS",
+    "Batch",
+    "Examples",
+    "FreshExamples",
+    "PooledExamples",
+    "generator_for",
+    "make_examples",
+    "run_all",
+]
 
 _ROWS = 16
 """Rows of one frozen call."""
-_ANCHOR_RUNS = 3
+ANCHOR_RUNS = 3
 """Trajectories of anchors for each one of the concept: there is more to keep than to erase."""
 
 
@@ -32,16 +41,16 @@ class Batch:
     """Rows of one step: the first `num_targets` are about the concept, the others are anchors.
 
     Args:
-        latents: x_t, shape (rows, channels, height, width).
+        latents: x_t, shape (rows, ...), in the pipeline's own layout.
         timesteps: t, shape (rows,).
-        condition: c, shape (rows, sequence, dim).
+        condition: c, one row each.
         goal: what ε_M(x_t, c) should be, in the shape of `latents`.
         num_targets: number of target rows.
     """
 
     latents: Tensor
     timesteps: Tensor
-    condition: Tensor
+    condition: Condition
     goal: Tensor
     num_targets: int
 
@@ -73,20 +82,21 @@ class _Frozen:
             targets, surrogates = list(captions.names), [surrogate] * len(captions.names)
         elif not config.surrogate_in_wording:
             surrogates = [surrogate] * len(targets)
-        self.empty = host.condition([""])
+        self.empty = host.unconditional()
         self.targets = host.condition(targets)
         self.surrogates = host.condition(surrogates)
 
     @torch.no_grad()
-    def predict(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        alone = self.config.skip_unconditional or self.host.guidance != "classifier-free"
         parts: list[Tensor] = []
         for start in range(0, latents.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
             x, t, c = latents[rows], timesteps[rows], condition[rows]
-            if self.config.skip_unconditional:
+            if alone:
                 parts.append(self.host.predict(x, t, c))
                 continue
-            both = torch.cat([self.empty.expand(len(x), -1, -1), c])
+            both = Condition.cat([self.empty.repeat(len(x)), c])
             parts.append(self.host.predict(torch.cat([x, x]), torch.cat([t, t]), both)[len(x) :])
         return torch.cat(parts)
 
@@ -95,22 +105,33 @@ class _Frozen:
         surrogate = self.predict(latents, timesteps, self.surrogates[which])
         return erasing_goal(target, surrogate, self.config.negative_guidance)
 
-    def trajectories(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents and predictions (steps, rows, ...) and timesteps (steps,)."""
-        runs = [
-            denoise(
-                self.host,
-                condition[start : start + _ROWS],
-                self.empty,
-                num_steps=self.config.sampling_steps,
-                guidance=self.config.sampling_guidance,
-                generator=generator,
-                skip_unconditional=self.config.skip_unconditional,
-            )
-            for start in range(0, condition.shape[0], _ROWS)
-        ]
-        latents, predictions = (torch.cat([getattr(r, k) for r in runs], 1) for k in ("latents", "predictions"))
-        return latents, predictions, runs[0].timesteps
+
+def run_all(
+    host: Host, config: TrainConfig, condition: Condition, empty: Condition, generator: torch.Generator
+) -> Trajectory:
+    """Denoise one trajectory for each row of a condition, a few rows at a time.
+
+    Args:
+        host: its denoiser must be bare.
+        config: length and guidance of the runs.
+        condition: one row each.
+        empty: `host.unconditional()`.
+        generator: draws the noise, on CPU.
+    """
+    runs = [
+        denoise(
+            host,
+            condition[start : start + _ROWS],
+            empty,
+            num_steps=config.sampling_steps,
+            guidance=config.sampling_guidance,
+            generator=generator,
+            skip_unconditional=config.skip_unconditional,
+        )
+        for start in range(0, len(condition), _ROWS)
+    ]
+    latents, predictions = (torch.cat([getattr(r, k) for r in runs], 1) for k in ("latents", "predictions"))
+    return Trajectory(latents, runs[0].timesteps, predictions)
 
 
 class FreshExamples:
@@ -119,7 +140,7 @@ class FreshExamples:
     Anchors are asked at the same latents as the targets.
     """
 
-    def __init__(self, frozen: _Frozen, captions: Tensor, order: Sequence[int]) -> None:
+    def __init__(self, frozen: _Frozen, captions: Condition, order: Sequence[int]) -> None:
         self._frozen, self._captions = frozen, captions
         self._order = torch.tensor(order, dtype=torch.long)
 
@@ -144,15 +165,15 @@ class FreshExamples:
         goal = frozen.goal(latents, timesteps, which)
         condition = frozen.targets[which]
         if config.num_anchors:
-            anchors = self._anchors(step, condition[0], generator)
+            anchors = self._anchors(step, condition[:1], generator)
             x = latents[torch.arange(len(anchors)) % len(latents)]
             t = timestep.expand(len(anchors))
             latents, timesteps = torch.cat([latents, x]), torch.cat([timesteps, t])
             goal = torch.cat([goal, frozen.predict(x, t, anchors)])
-            condition = torch.cat([condition, anchors])
+            condition = Condition.cat([condition, anchors])
         return Batch(latents, timesteps, condition, goal, config.batch_size)
 
-    def _anchors(self, step: int, target: Tensor, generator: torch.Generator) -> Tensor:
+    def _anchors(self, step: int, target: Condition, generator: torch.Generator) -> Condition:
         config = self._frozen.config
         if config.anchors == "gaussian":
             return gaussian_anchors(target, config.num_anchors, config.anchor_power, generator)
@@ -168,7 +189,7 @@ class PooledExamples:
     concept's).
     """
 
-    def __init__(self, frozen: _Frozen, anchors: Tensor) -> None:
+    def __init__(self, frozen: _Frozen, anchors: Condition) -> None:
         config = frozen.config
         self._frozen = frozen
         generator = generator_for(frozen.seed, 1)
@@ -177,8 +198,9 @@ class PooledExamples:
         self._which = torch.cat([order, order])
         own = config.num_anchors > 0 and config.anchors == "captions"
         self._anchors = anchors if own else anchors[:0]
-        condition = torch.cat([frozen.targets[order], frozen.surrogates[order], self._anchors])
-        self._latents, self._predictions, self._timesteps = frozen.trajectories(condition, generator)
+        condition = Condition.cat([frozen.targets[order], frozen.surrogates[order], self._anchors])
+        run = run_all(frozen.host, config, condition, frozen.empty, generator)
+        self._latents, self._predictions, self._timesteps = run.latents, run.predictions, run.timesteps
         self._goals = self._target_goals(runs) if config.cache_frozen else None
 
     def _target_goals(self, runs: int) -> Tensor:
@@ -186,11 +208,11 @@ class PooledExamples:
         steps = self._latents.shape[0]
         x = self._latents[:, : 2 * runs]
         order = self._which[:runs]
-        other = torch.cat([self._frozen.surrogates[order], self._frozen.targets[order]])
+        other = Condition.cat([self._frozen.surrogates[order], self._frozen.targets[order]])
         missing = self._frozen.predict(
             x.flatten(0, 1),
             self._timesteps.repeat_interleave(2 * runs),
-            other.repeat(steps, 1, 1),
+            other.repeat(steps),
         ).reshape(x.shape)
         known = self._predictions[:, : 2 * runs]
         eta = self._frozen.config.negative_guidance
@@ -217,14 +239,14 @@ class PooledExamples:
             row = row + num_targets
         else:
             row = torch.randint(num_targets, (config.num_anchors,), generator=generator)
-            anchors = gaussian_anchors(condition[0], config.num_anchors, config.anchor_power, generator)
+            anchors = gaussian_anchors(condition[:1], config.num_anchors, config.anchor_power, generator)
         x_a, t_a = self._latents[at, row], self._timesteps[at]
         cached = self._goals is not None and len(self._anchors) > 0
         goal_a = self._predictions[at, row] if cached else frozen.predict(x_a, t_a, anchors)
         return Batch(
             torch.cat([x, x_a]),
             torch.cat([t, t_a]),
-            torch.cat([condition, anchors]),
+            Condition.cat([condition, anchors]),
             torch.cat([goal, goal_a]),
             config.batch_size,
         )
@@ -247,7 +269,7 @@ def make_examples(
     if not config.num_anchors or config.anchors == "gaussian":
         none = frozen.empty[:0]
         return PooledExamples(frozen, none) if config.reuse_trajectories else FreshExamples(frozen, none, ())
-    pooled = min(_ANCHOR_RUNS * config.num_trajectories, len(encoded))
+    pooled = min(ANCHOR_RUNS * config.num_trajectories, len(encoded))
     chosen = choose_captions(
         encoded,
         host.encode([captions.names[0]])[0],

@@ -1,6 +1,6 @@
 """The training loop: a generator that yields the figures of each step and returns the finished membrane.
 
-    membrane = yield from train(host, concept, captions, config, seed=0)
+    membrane = yield from train(workshop, concept, captions, config, seed=0)
 
 The denoiser's own weights never move: hooks add the pair of each site, gradients reach the pairs alone. Whatever ends
 the generator (its end, an exception, `close()`), the hooks come off and the denoiser gets its flags back.
@@ -12,30 +12,30 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semipermeable.concept import Concept
-from semipermeable.errors import AttachError, DivergenceError
-from semipermeable.hosts import Host
-from semipermeable.runtime import TrainableBinding, refuse_rewritten, view_owner
-from semipermeable.sites import Site, find_sites
+from semipermeable.errors import ConfigError, DivergenceError
+from semipermeable.hosts import Host, viewed
+from semipermeable.membrane import Membrane
+from semipermeable.runtime import TrainableBinding
 from semipermeable.training.captions import CaptionSet
 from semipermeable.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from semipermeable.training.closed_form import StatePairs, cross_attention_sites, pair_states, second_moment, solve
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import Batch, Examples, generator_for, make_examples
 from semipermeable.training.objective import row_losses, total_loss
+from semipermeable.training.start import prepared, refuse_held, start
+from semipermeable.training.workshop import Pairs, Workshop
 
-__all__ = ["Pairs", "StepStats", "Trained", "closed_form_pairs", "fingerprint", "train"]
+__all__ = ["DTYPES", "StepStats", "Trained", "fingerprint", "learning_rate", "refuse_divergence", "train"]
 
-Pairs = dict[str, tuple[Tensor, Tensor]]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,23 @@ class Trained:
 
 
 def train(
-    host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, *, seed: int
+    source: Host | Workshop,
+    concept: Concept,
+    captions: CaptionSet,
+    config: TrainConfig,
+    *,
+    seed: int,
+    orthogonal_to: Sequence[Membrane] = (),
 ) -> Generator[StepStats, None, Trained]:
     """Train the pairs of one concept.
 
     Args:
-        host: of the pipeline.
+        source: the pipeline's host, or a workshop that shares what several membranes have in common.
         concept: what to erase.
         captions: what to learn from (`captions_for`).
         config: settings.
         seed: every random draw is a function of it and of the step.
+        orthogonal_to: membranes to whose regulators every v stays orthogonal, site by site.
 
     Yields:
         The figures of each step, after the weights moved.
@@ -96,20 +103,21 @@ def train(
 
     Raises:
         DivergenceError: if the loss is not finite or explodes.
-        ConfigError: if the checkpoint belongs to another run.
+        ConfigError: if the checkpoint belongs to another run, or nothing is to be done (no step, and no site for the
+            closed form).
         AttachError: if the denoiser is compiled, fused or already holds membranes.
     """
-    denoiser = host.denoiser
-    owner = view_owner(denoiser)
-    if owner is not None:
-        raise AttachError(f"this pipeline holds {owner!r}; detach it before training")
-    refuse_rewritten(denoiser)
+    workshop = source if isinstance(source, Workshop) else Workshop(source)
+    host = workshop.host
+    refuse_held(host)
+    if config.closed_form and not config.num_steps:
+        return _instant(workshop, captions, config, orthogonal_to)
     path = None if config.checkpoint is None else Path(config.checkpoint)
-    print_ = fingerprint(host, concept, captions, config, seed)
+    print_ = fingerprint(host, concept, captions, config, seed, orthogonal_to)
     resumed = None if path is None else read_checkpoint(path, print_)
-    with _prepared(denoiser, config), _scope(host, config, seed) as binding:
+    with prepared(host, config), start(workshop, captions, config, seed, orthogonal_to) as binding:
         began = time.monotonic() - (resumed.seconds if resumed else 0.0)
-        run = _Run(host, binding, config, captions, concept, seed)
+        run = _Run(workshop, binding, config, captions, concept, seed)
         if resumed is not None:
             run.restore(resumed)
         last: StepStats | None = None
@@ -125,11 +133,32 @@ def train(
         return Trained(binding.freeze(), last, time.monotonic() - began)
 
 
+def _instant(
+    workshop: Workshop, captions: CaptionSet, config: TrainConfig, orthogonal_to: Sequence[Membrane]
+) -> Trained:
+    """The closed form alone: only the sites where text enters have a pair."""
+    began = time.monotonic()
+    pairs = workshop.closed_form(captions, config, orthogonal_to)
+    if not pairs:
+        raise ConfigError(
+            f"the denoiser of this {workshop.host.family!r} pipeline has no site that reads text alone, so there is no "
+            'closed form; train with num_steps above 0, e.g. preset "fast"'
+        )
+    return Trained(pairs, None, time.monotonic() - began)
+
+
 def _existing(path: Path | None) -> str | None:
     return str(path) if path is not None and path.exists() else None
 
 
-def fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: TrainConfig, seed: int) -> str:
+def fingerprint(
+    host: Host,
+    concept: Concept,
+    captions: CaptionSet,
+    config: TrainConfig,
+    seed: int,
+    orthogonal_to: Sequence[Membrane] = (),
+) -> str:
     """Return a digest of everything that decides a run: only the same run may resume from a checkpoint."""
     story = [
         dataclasses.asdict(concept),
@@ -139,37 +168,11 @@ def fingerprint(host: Host, concept: Concept, captions: CaptionSet, config: Trai
         host.base_hash(),
         host.text_encoder_hash(),
     ]
-    return hashlib.sha256(json.dumps(story, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _prepared(denoiser: nn.Module, config: TrainConfig) -> Generator[None, None, None]:
-    """Freeze the denoiser's own weights meanwhile; give every flag back afterwards."""
-    flags = [(p, p.requires_grad) for p in denoiser.parameters()]
-    modes = [(m, m.training) for m in denoiser.modules()]
-    recomputing = [(m, m.gradient_checkpointing) for m in denoiser.modules() if hasattr(m, "gradient_checkpointing")]
-    try:
-        denoiser.eval().requires_grad_(False)
-        if config.gradient_checkpointing:
-            cast("Any", denoiser).enable_gradient_checkpointing()
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
-        for module, flag in recomputing:
-            module.gradient_checkpointing = flag  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextlib.contextmanager
-def _scope(host: Host, config: TrainConfig, seed: int) -> Generator[TrainableBinding, None, None]:
-    sites = find_sites(host.denoiser, host.site_classes)
-    binding = TrainableBinding(sites, rank=config.rank, generator=generator_for(seed, 0))
-    try:
-        yield binding
-    finally:
-        binding.remove()
+    digest = hashlib.sha256(json.dumps(story, sort_keys=True).encode())
+    for membrane in orthogonal_to:
+        for name, (_, v) in membrane.pairs.items():
+            digest.update(name.encode() + v.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _Run:
@@ -177,20 +180,18 @@ class _Run:
 
     def __init__(
         self,
-        host: Host,
+        workshop: Workshop,
         binding: TrainableBinding,
         config: TrainConfig,
         captions: CaptionSet,
         concept: Concept,
         seed: int,
     ) -> None:
+        host = workshop.host
         self._host, self._binding, self._config = host, binding, config
         self.step = 0
         self._first_loss: float | None = None
-        anchors = host.encode(list(captions.anchors)) if config.anchors == "captions" or config.closed_form else []
-        if config.closed_form:
-            sites = find_sites(host.denoiser, host.site_classes)
-            binding.load_pairs(closed_form_pairs(host, sites, captions, config, [a.states for a in anchors]))
+        anchors = workshop.encode(captions.anchors) if config.anchors == "captions" else []
         self._optimizer = torch.optim.AdamW(list(binding.parameters()), lr=config.learning_rate, weight_decay=0.0)
         self._scaler = torch.amp.GradScaler(host.device.type, enabled=config.dtype == "fp16")
         self._prepare = lambda: make_examples(host, config, seed, captions, concept.surrogate, anchors)
@@ -207,7 +208,7 @@ class _Run:
         config, binding = self._config, self._binding
         binding.gamma = None
         batch = self._prepared_examples().batch(step)
-        rate = _learning_rate(config, step)
+        rate = learning_rate(config, step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         erasing, anchoring = self._losses(batch)
@@ -218,6 +219,7 @@ class _Run:
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        binding.project_()
         binding.gamma = None
         self.step = step
         anchored = float(anchoring.detach().mean()) if anchoring.numel() else 0.0
@@ -227,7 +229,7 @@ class _Run:
         self._binding.gamma = 1.0
         dtype = self._config.dtype
         device = self._host.device.type
-        with torch.autocast(device, _DTYPES[dtype]) if dtype else contextlib.nullcontext():
+        with torch.autocast(device, DTYPES[dtype]) if dtype else contextlib.nullcontext():
             prediction = self._host.predict(batch.latents, batch.timesteps, batch.condition)
         losses = row_losses(prediction, batch.goal)
         return losses[: batch.num_targets], losses[batch.num_targets :]
@@ -235,13 +237,7 @@ class _Run:
     def _check(self, loss: float, step: int) -> None:
         if self._first_loss is None and math.isfinite(loss):
             self._first_loss = loss
-        ceiling = self._config.divergence_factor * max(self._first_loss or 0.0, 0.01)
-        if not math.isfinite(loss) or loss > ceiling:
-            raise DivergenceError(
-                f"training diverged at step {step}: loss {loss:.3g}, first loss {self._first_loss}, limit "
-                f"{ceiling:.3g}; lower learning_rate (now {self._config.learning_rate:g}) or anchor_weight, "
-                "or lengthen warmup_steps"
-            )
+        refuse_divergence(loss, self._first_loss, self._config, step)
 
     def state(self, seconds: float) -> Checkpoint:
         """Everything that a resumed run needs besides the configuration."""
@@ -274,40 +270,28 @@ class _Run:
         self.step, self._first_loss = state.step, state.first_loss
 
 
-def closed_form_pairs(
-    host: Host, sites: dict[str, Site], captions: CaptionSet, config: TrainConfig, anchors: list[Tensor]
-) -> Pairs:
-    """Return the closed-form pairs of all cross-attention keys and values; no other site is named.
+def refuse_divergence(loss: float, first_loss: float | None, config: TrainConfig, step: int, what: str = "") -> None:
+    """Stop a run that diverges.
 
     Args:
-        host: encodes the captions.
-        sites: of the denoiser.
-        captions: with the concept, and with the surrogate in its place.
-        config: gives λ, η and k.
-        anchors: text states to be kept, each (sequence, dim).
+        loss: total loss of a step.
+        first_loss: that of the first step; None if it was not finite.
+        config: gives the limit.
+        step: number of the step.
+        what: which membrane, for the message; "" where there is one only.
+
+    Raises:
+        DivergenceError: if the loss is not finite or beyond the limit.
     """
-    targets, surrogates = host.encode(captions.targets), host.encode(captions.surrogates)
-    spans = {text: host.encode([text])[0].token_ids for text in dict.fromkeys(captions.spans)}
-    found = [
-        pair_states(target, surrogate, spans[span])
-        for target, surrogate, span in zip(targets, surrogates, captions.spans, strict=True)
-    ]
-    pairs = StatePairs(torch.cat([p.target for p in found]), torch.cat([p.surrogate for p in found]))
-    keep = second_moment(torch.cat(anchors))
-    return {
-        name: solve(
-            site.weight,
-            pairs,
-            keep,
-            keep_weight=config.closed_form_keep,
-            negative_guidance=config.negative_guidance,
-            rank=config.rank,
+    ceiling = config.divergence_factor * max(first_loss or 0.0, 0.01)
+    if not math.isfinite(loss) or loss > ceiling:
+        raise DivergenceError(
+            f"training{what} diverged at step {step}: loss {loss:.3g}, first loss {first_loss}, limit {ceiling:.3g}; "
+            f"lower learning_rate (now {config.learning_rate:g}) or anchor_weight, or lengthen warmup_steps"
         )
-        for name, site in cross_attention_sites(sites).items()
-    }
 
 
-def _learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: TrainConfig, step: int) -> float:
     """Rate of a step, counted from 1: linear rise, then the schedule."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
@@ -322,13 +306,19 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 def _show(
     host: Host, binding: TrainableBinding, captions: CaptionSet, config: TrainConfig, seed: int, step: int
 ) -> None:
-    """Draw preview pictures with the membrane open on the prompts and closed on the unconditional half."""
+    """Draw preview pictures with the membrane open on the prompts and closed on unconditional rows."""
     if config.preview is None or step % config.preview_every:
         return
     prompts = list(config.preview_prompts or (captions.targets[0], captions.anchors[0]))
-    binding.gamma = torch.cat([torch.zeros(len(prompts)), torch.ones(len(prompts))])
-    try:
-        drawn = host.pipe(prompts, num_inference_steps=20, guidance_scale=4.0, generator=generator_for(seed, 4))
-    finally:
-        binding.gamma = None
-    config.preview(step, drawn.images)
+
+    @contextlib.contextmanager
+    def opened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[None, None, None]:
+        binding.gamma = torch.tensor(host.call_rows(args, kwargs).conditional, dtype=torch.float32)
+        try:
+            yield
+        finally:
+            binding.gamma = None
+
+    with viewed(host, "a preview of training", opened):
+        images = host.draw(prompts, steps=20, guidance=4.0, generator=generator_for(seed, 4))
+    config.preview(step, images)

@@ -7,9 +7,11 @@ from semipermeable.errors import ConfigError
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.loop import StepStats
 
-__all__ = ["bar", "board"]
+__all__ = ["Advance", "bar", "board", "many_bar"]
 
 Show = Callable[[StepStats], None]
+Advance = Callable[[str, int, int], None]
+"""Called with what is being made, and how many steps of how many membranes are done."""
 
 
 @contextlib.contextmanager
@@ -39,6 +41,35 @@ def bar(num_steps: int, name: str, *, shown: bool) -> Generator[Show, None, None
             progress.update(task, completed=stats.step, losses=losses)
 
         yield show
+
+
+@contextlib.contextmanager
+def many_bar(count: int, num_steps: int, *, shown: bool) -> Generator[Advance, None, None]:
+    """Show the progress of several membranes on standard error.
+
+    Args:
+        count: number of membranes.
+        num_steps: length of the run of each; one without steps counts as one.
+        shown: False shows nothing.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(f"erasing {count} concepts", total=count * (num_steps or 1))
+
+        def advance(name: str, steps: int, membranes: int) -> None:
+            progress.update(task, advance=steps * membranes, description=f"erasing {name!r}")
+
+        yield advance
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semipermeable.hosts import Host
+from semipermeable.hosts import Condition, Host
 
-__all__ = ["Trajectory", "denoise"]
+__all__ = ["Trajectory", "denoise", "step_arguments"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Trajectory:
     """Latents of one denoising run of several rows, in order of the steps taken.
 
     Args:
-        latents: what the network read, shape (steps, rows, channels, height, width).
+        latents: what the network read, shape (steps, rows, ...), (channels, height, width) in a UNet.
         timesteps: its label at each step, shape (steps,).
         predictions: ε(x_t, c) of the base model without guidance, in the shape of `latents`.
     """
@@ -32,15 +32,16 @@ class Trajectory:
     predictions: Tensor
 
 
-def _step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+def step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Return the generator as an argument of `scheduler.step`, if it draws noise."""
     return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 @torch.no_grad()
 def denoise(
     host: Host,
-    condition: Tensor,
-    empty: Tensor,
+    condition: Condition,
+    empty: Condition,
     *,
     num_steps: int,
     guidance: float,
@@ -52,10 +53,11 @@ def denoise(
 
     Args:
         host: the pipeline's host; its membrane, if one is being trained, must be bare.
-        condition: one text condition per row, shape (rows, sequence, dim).
-        empty: the empty prompt's condition, shape (1, sequence, dim).
+        condition: one per row.
+        empty: `host.unconditional()`.
         num_steps: length of the scheduler's grid.
-        guidance: classifier-free guidance; 1 needs no unconditional half.
+        guidance: classifier-free guidance; 1 needs no unconditional half. Families that are guided otherwise, or not
+            at all, take their own.
         generator: draws the noise, on CPU.
         stop: record this many steps and stop there; None runs the grid to its end.
         skip_unconditional: False computes the unconditional half even where guidance is 1.
@@ -64,21 +66,20 @@ def denoise(
         The trajectory, on the device of the denoiser.
     """
     scheduler = host.make_scheduler(num_steps)
-    rows = condition.shape[0]
-    noise = torch.randn((rows, *host.latent_shape()), generator=generator).to(host.device, host.dtype)
-    x = noise * scheduler.init_noise_sigma
-    guided = guidance != 1 or not skip_unconditional
-    both = torch.cat([empty.expand(rows, -1, -1), condition]) if guided else condition
-    extra = _step_arguments(scheduler, generator)
+    rows = len(condition)
+    x = host.initial_latents(scheduler, rows, generator)
+    guided = host.guidance == "classifier-free" and (guidance != 1 or not skip_unconditional)
+    both = Condition.cat([empty.repeat(rows), condition]) if guided else condition
+    extra = step_arguments(scheduler, generator)
     latents: list[Tensor] = []
     predictions: list[Tensor] = []
     timesteps = scheduler.timesteps[: len(scheduler.timesteps) if stop is None else stop]
     for t in timesteps:
-        x_t = scheduler.scale_model_input(x, t)
+        x_t = host.model_input(scheduler, x, t)
         doubled = torch.cat([x_t, x_t]) if guided else x_t
         output = host.predict(doubled, t.expand(doubled.shape[0]), both)
         conditional = output[-rows:]
-        combined = output[:rows] + guidance * (conditional - output[:rows]) if guided else conditional
+        combined = host.guided(output[:rows], conditional, guidance) if guided else conditional
         latents.append(x_t)
         predictions.append(conditional)
         x = scheduler.step(combined, t, x, **extra).prev_sample

@@ -1,0 +1,126 @@
+"""What fewer steps, smaller batches and shorter trajectories cost: quality and time of making one membrane.
+
+    OMP_NUM_THREADS=1 python benchmarks/making.py --concept cat --concept neon --concept dog --concept rose
+
+For each recipe and concept: train, hold the membrane open on every prompt, and judge as `ablation.py` does (target,
+near twins, the other axis, kept objects and styles; same prompts and noise for all). Seconds are wall time beside
+processor time of all threads, which other programs on the machine do not stretch as much. Writes
+`benchmarks/results/making.json` after every cell; cells already there are not made again (`--fresh` forgets them).
+Only objects and styles used for tuning belong here; figures that are to be reported come from others.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from ablation import measure
+
+from semipermeable import __version__, attach, erase, zoo
+from semipermeable.training import TrainConfig
+
+RECIPES = {
+    "instant": {"preset": "instant"},
+    "fast": {"preset": "fast"},
+    "fast, 60 steps of 12 rows (before)": {
+        "preset": "fast",
+        "num_steps": 60,
+        "batch_size": 4,
+        "num_anchors": 8,
+        "num_trajectories": 6,
+        "sampling_steps": 20,
+    },
+}
+LEVER = {"num_steps": 24, "batch_size": 4, "num_anchors": 4, "num_trajectories": 3, "sampling_steps": 12}
+RECIPES |= {
+    "30 steps": {**RECIPES["fast, 60 steps of 12 rows (before)"], "num_steps": 30},
+    "30 steps, 3 trajectories of 12": {
+        **RECIPES["fast, 60 steps of 12 rows (before)"],
+        "num_steps": 30,
+        "num_trajectories": 3,
+        "sampling_steps": 12,
+    },
+    "24 steps of 8 rows, 3 trajectories of 12": {"preset": "fast", **LEVER},
+    "24 steps of 6 rows, 2 trajectories of 10": {
+        "preset": "fast",
+        **LEVER,
+        "batch_size": 2,
+        "num_trajectories": 2,
+        "sampling_steps": 10,
+    },
+    "12 steps of 8 rows, 3 trajectories of 10": {"preset": "fast", **LEVER, "num_steps": 12, "sampling_steps": 10},
+}
+FIGURES = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
+
+
+def table(result):
+    """Return the figures as a Markdown table, one row per recipe and concept."""
+    lines = ["| concept | recipe | target | twins | other axis | kept objects | kept styles | wall s | processor s |"]
+    lines.append("|" + " --- |" * 9)
+    for concept, cells in result["cells"].items():
+        for recipe, cell in cells.items():
+            shown = ["–" if cell[key] is None else f"{cell[key]:.2f}" for key in FIGURES]
+            times = [f"{cell[key]:.1f}" if key in cell else "–" for key in ("wall", "busy")]
+            lines.append(f"| {concept} | {recipe} | {' | '.join([*shown, *times])} |")
+    return "\n".join(lines)
+
+
+def make(pipe, spec, judge, concept, recipe, counts):
+    """Train by one recipe and judge, open everywhere."""
+    config = TrainConfig.from_preset(**RECIPES[recipe])
+    wall, busy = time.perf_counter(), time.process_time()
+    membrane = erase(pipe, concept, config=config, progress=False)
+    spent = {"wall": round(time.perf_counter() - wall, 2), "busy": round(time.process_time() - busy, 2)}
+    with attach(pipe, membrane, "open"):
+        return {**measure(pipe, spec, judge, concept, *counts), **spent, "changed": RECIPES[recipe]}
+
+
+def header(given):
+    """Return what a reader needs to repeat the run."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "num_target": given.num_target,
+        "num_kept": given.num_kept,
+        "threads": given.threads,
+        "machine": platform.machine(),
+        "versions": {"semipermeable": __version__, "torch": torch.__version__},
+        "commit": commit,
+        "unet_sha256": zoo.info("emoji")["files"]["pipeline/unet/diffusion_pytorch_model.safetensors"]["sha256"],
+    }
+
+
+def main():
+    """Make and judge every recipe for every concept that is not in the results yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", action="append", required=True)
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="only these; repeatable")
+    parser.add_argument("--num-target", type=int, default=24)
+    parser.add_argument("--num-kept", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "making.json")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier cells")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    pipe, spec, judge = zoo.load("emoji"), zoo.spec("emoji"), zoo.judge("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    counts = (given.num_target, given.num_kept)
+    known = {} if given.fresh or not given.out.exists() else json.loads(given.out.read_text(encoding="utf-8"))["cells"]
+    result = {**header(given), "cells": known}
+    for recipe in given.recipe or RECIPES:
+        for concept in given.concept:
+            cells = result["cells"].setdefault(concept, {})
+            if "base model" not in cells:
+                cells["base model"] = measure(pipe, spec, judge, concept, *counts)
+            if recipe in cells:
+                continue
+            cells[recipe] = make(pipe, spec, judge, concept, recipe, counts)
+            print(concept, recipe, cells[recipe], flush=True)
+            given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
