@@ -33,6 +33,8 @@ class Result:
     """What was seen in each picture."""
     sets: Mapping[str, float]
     """Distances between sets of pictures."""
+    openings: Mapping[str, list[list[tuple[str, float, str]]]]
+    """Case → row → what the gate opened: concept, γ, reason; no case without a gate."""
     notes: tuple[str, ...]
     """What could not be measured, and why."""
     costs: Mapping[str, float]
@@ -82,6 +84,7 @@ def write_result(
         "benchmark": benchmark.key,
         "benchmark_digest": benchmark.digest,
         "model": benchmark.model,
+        "judges": dict(panel.described),
         "eraser": place.eraser,
         "gated": shards[0].gated,
         "configuration": shards[0].configuration,
@@ -89,10 +92,11 @@ def write_result(
         "erasures": {shard.case: shard.erasure for shard in shards},
         "figures": estimates_json(figures_of(sheet, draws)),
         "differences_to_base": estimates_json(differences_of(sheet, base_sheet, draws)),
-        "sets": {name: _plain(value) for name, value in sets_of(benchmark, shards, base, place, panel).items()},
+        "sets": {name: _plain(value) for name, value in sets_of(benchmark, shards, base, place, panel, sheet).items()},
         "by_case": {
             case: {name: _plain(value) for name, value in found.items()} for case, found in case_values(sheet).items()
         },
+        "openings": {s.case: s.openings for s in shards if s.openings is not None and s.seed == shards[0].seed},
         "notes": [*panel.missing, *_incomparable(shards, bare)],
         "shards": [list(key) for key in mine],
         "columns": columns.to_json(),
@@ -118,6 +122,7 @@ def read_result(path: Path) -> Result:
             shards=tuple((case, seed) for case, seed in content["shards"]),
             columns=Columns(**content["columns"]),
             sets=content["sets"],
+            openings=content["openings"],
             notes=tuple(content["notes"]),
             costs=content["costs"],
             environment=content["environment"],

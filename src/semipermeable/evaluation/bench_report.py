@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from semipermeable.errors import ConfigError
@@ -32,6 +33,10 @@ from semipermeable.evaluation.verdicts import sheet_of
 __all__ = ["Entry", "Section", "read_sections", "render", "write_bench_report"]
 
 _BASE = "noop"
+_OPEN = 0.5
+"""γ above which a gate counts as open in the text; the means beside it take γ as it is."""
+_NAMED = 6
+"""Prompts that are named where a gate did not do what was asked for; the rest is counted."""
 _SHOWN_PER_ROLE = 2
 """Rows of each role and concept whose pictures are shown: the first by number, whatever came of them."""
 
@@ -260,6 +265,7 @@ def _case(section: Section, case: Case) -> dict[str, Any]:
         "columns": [figure_of(name) for name in names],
         "rows": [(one, [one.by_case[case.name].get(name) for name in names]) for one in everyone],
         "strips": [_strip(section, case, row, seed) for row in _shown(case)],
+        "gates": [(one, _gate(one, case)) for one in everyone if case.name in one.result.openings],
     }
 
 
@@ -269,8 +275,42 @@ def _shown(case: Case) -> list[Row]:
 
 
 def _strip(section: Section, case: Case, row: Row, seed: int) -> dict[str, Any]:
-    pictures = [(one, _inline(one.place.picture(case.name, seed, row))) for one in section.entries]
+    index = case.rows.index(row)
+    pictures = [
+        (one, _inline(one.place.picture(case.name, seed, row)), _openings(one, case, index)) for one in section.entries
+    ]
     return {"row": row, "seed": seed, "pictures": pictures}
+
+
+def _openings(one: Entry, case: Case, index: int) -> list[tuple[str, float, str]] | None:
+    """Return what a row's prompt opened; None for an eraser without a gate."""
+    found = one.result.openings.get(case.name)
+    return None if found is None else found[index]
+
+
+def _gate(one: Entry, case: Case) -> dict[str, Any]:
+    """Return how far a gate opened on prompts that ask for an erased concept, and on the others.
+
+    γ of a prompt is that of the concept that opens furthest on it.
+    """
+    opened = one.result.openings[case.name]
+    gamma = [max((g for _, g, _ in found), default=0.0) for found in opened]
+    asked = [g for row, g in zip(case.rows, gamma, strict=True) if row.role == "target"]
+    others = [g for row, g in zip(case.rows, gamma, strict=True) if row.role == "kept"]
+    closed = [row.prompt for row, g in zip(case.rows, gamma, strict=True) if row.role == "target" and g <= _OPEN]
+    wrong = [
+        (row.prompt, max(found, key=lambda opening: opening[1]))
+        for row, found, g in zip(case.rows, opened, gamma, strict=True)
+        if row.role == "kept" and g > _OPEN
+    ]
+    return {
+        "asked": fmean(asked) if asked else None,
+        "others": fmean(others) if others else None,
+        "closed": closed[:_NAMED],
+        "num_closed": len(closed),
+        "wrong": wrong[:_NAMED],
+        "num_wrong": len(wrong),
+    }
 
 
 def _inline(path: Path) -> str | None:

@@ -141,6 +141,8 @@ class Shard:
     """Seconds, memory, bytes."""
     environment: Mapping[str, Json]
     """Commit, versions, hardware."""
+    openings: tuple[tuple[tuple[str, float, str], ...], ...] | None = None
+    """What the gate opened on each row: concept, γ, reason; None without a gate."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -173,10 +175,19 @@ def read_shard(path: Path) -> Shard:
     """
     content: Any = read_json(path)
     try:
-        fields: dict[str, Any] = {**content, "pixels": tuple(content["pixels"]), "costs": Costs(**content["costs"])}
+        fields: dict[str, Any] = {
+            **content,
+            "pixels": tuple(content["pixels"]),
+            "costs": Costs(**content["costs"]),
+            "openings": _openings(content.get("openings")),
+        }
         return Shard(**fields)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{str(path)!r} is no shard of this version ({error}); delete it and run again") from error
+
+
+def _openings(found: Any) -> tuple[tuple[tuple[str, float, str], ...], ...] | None:
+    return None if found is None else tuple(tuple((name, g, why) for name, g, why in row) for row in found)
 
 
 def read_benchmark(path: Path) -> Benchmark:

@@ -1,4 +1,4 @@
-"""Run erasers on a benchmark: in shards that are never repeated, on one or several processes, from the same noise.
+"""Run erasers on a benchmark: in shards that are never repeated, on one process, several, or a cluster.
 
 A shard is one case and one seed under one eraser. Its pictures are drawn in calls of a fixed shape, so that a picture
 on which an eraser did nothing is the base model's own bit for bit; then its record is written. Whatever kills a run,
@@ -11,24 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from semipermeable import zoo
 from semipermeable.errors import ConfigError
 from semipermeable.evaluation.assembly import write_result
 from semipermeable.evaluation.benchmarks.plan import Benchmark, Case
+from semipermeable.evaluation.cluster import draw_on_cluster
 from semipermeable.evaluation.erasers.protocol import Eraser
+from semipermeable.evaluation.judges import JudgeSources, Panel, open_panel
 from semipermeable.evaluation.results import Place, read_shard, short_hash, write_benchmark
 from semipermeable.evaluation.shards import Unit, draw_shards
-from semipermeable.evaluation.verdicts import Panel, open_panel
+from semipermeable.evaluation.weights import identity_of
 from semipermeable.generation import load_model
 
-__all__ = ["BASE", "RunPlan", "Tools", "configuration_of", "run"]
+__all__ = ["BASE", "RunPlan", "Tools", "configuration_of", "files_of", "run"]
 
 BASE = "noop"
 """The eraser that does nothing: the base model."""
@@ -37,8 +39,12 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Gives a progress bar of that title: called with pictures done and in all."""
 
 
-def _load(model: str, device: str) -> Any:
-    return load_model(model, device=device, dtype="fp32")
+def _load(model: str, device: str, dtype: str) -> Any:
+    pipe = load_model(model, device=device, dtype=dtype)
+    if getattr(pipe, "safety_checker", None) is not None:
+        # It blackens pictures, and what is to be measured is what the model draws.
+        pipe.safety_checker = None
+    return pipe
 
 
 def _eraser(spec: str) -> Eraser:
@@ -51,12 +57,12 @@ def _eraser(spec: str) -> Eraser:
 class Tools:
     """What a run calls by name; functions of a module, so that worker processes can be told of them."""
 
-    load: Callable[[str, str], Any] = _load
-    """Model and device → pipeline."""
+    load: Callable[[str, str, str], Any] = _load
+    """Model, device and dtype → pipeline."""
     eraser: Callable[[str], Eraser] = _eraser
     """Spec string → eraser."""
-    panel: Callable[[str], Panel] = open_panel
-    """Model → judges."""
+    panel: Callable[[Benchmark, JudgeSources], Panel] = open_panel
+    """Benchmark and where judges lie → judges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +79,18 @@ class RunPlan:
     """Names of cases; () is all."""
     train_seed: int = 0
     """Of training or solving."""
+    model: str = ""
+    """A copy of the benchmark's model: folder, checkpoint or hub id; "" takes it by its own name."""
+    judges: JudgeSources = field(default_factory=JudgeSources)
+    """Where the judges of real models lie."""
     device: str = "cpu"
     """Torch device."""
+    dtype: str = "fp32"
+    """Of the model: fp32, fp16 or bf16."""
     workers: int = 1
-    """Processes; the machine's cores are shared out among them."""
+    """Processes; the machine's cores are shared out among them. On a cluster: into how many parts work is cut."""
+    cluster: str = ""
+    """Address of a Ray cluster; "" draws on this machine."""
 
     @property
     def chosen(self) -> tuple[Case, ...]:
@@ -88,6 +102,11 @@ class RunPlan:
     def everyone(self) -> tuple[str, ...]:
         """The base model, then the erasers, each once."""
         return tuple(dict.fromkeys((BASE, *self.erasers)))
+
+    @property
+    def source(self) -> str:
+        """What the model is loaded from."""
+        return self.model or self.benchmark.model
 
 
 def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> list[Path]:
@@ -105,6 +124,7 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
     Raises:
         ConfigError: if the plan cannot be run, or `out` holds shards of another configuration.
         UnknownNameError: if a case or an eraser does not exist.
+        ModelError: if the model cannot be found.
         OutputError: if something cannot be written.
     """
     if plan.seeds < 1 or plan.workers < 1:
@@ -114,8 +134,9 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
     # Everything that can be wrong is found before the first picture: names, files, what the folder holds.
     for spec in plan.everyone:
         used.eraser(spec)
-    panel = used.panel(plan.benchmark.model)
-    units = [unit for spec in plan.everyone for unit in _pending(plan, spec, root)]
+    panel = used.panel(plan.benchmark, plan.judges)
+    weights = identity_of(plan.source)
+    units = [unit for spec in plan.everyone for unit in _pending(plan, spec, root, weights)]
     write_benchmark(root / "benchmark.json", plan.benchmark)
     total = sum(unit.num_pictures for unit in units)
     if total:
@@ -126,60 +147,81 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
     ]
 
 
-def configuration_of(benchmark: Benchmark, spec: str, train_seed: int) -> str:
-    """Return the hash under which shards may be joined: benchmark, weights, eraser with its files, training seed."""
-    weights = {name: entry["sha256"] for name, entry in zoo.info(benchmark.model)["files"].items() if "/" in name}
-    files = [Path(part) for part in spec.partition(":")[2].split(",")]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
-    return short_hash([benchmark.digest, weights, spec, digests, train_seed if spec != BASE else None])
+def files_of(spec: str) -> list[Path]:
+    """Return the files that an eraser's spec string names."""
+    return [path for part in spec.partition(":")[2].split(",") if (path := Path(part.strip())).is_file()]
 
 
-def _pending(plan: RunPlan, spec: str, root: Path) -> Iterator[Unit]:
-    place, wanted = Place(root, spec), configuration_of(plan.benchmark, spec, plan.train_seed)
-    for case in plan.chosen:
-        missing: list[int] = []
-        for seed in range(plan.seeds):
-            path = place.shard(case.name, seed)
-            if not path.exists():
-                missing.append(seed)
-            elif (found := read_shard(path).configuration) != wanted:
-                raise ConfigError(
-                    f"{str(path)!r} was drawn under configuration {found}, and this run is {wanted}: weights, eraser, "
-                    f"its files or the training seed changed; choose another --out, or delete {str(place.folder)!r}"
-                )
+def configuration_of(plan: RunPlan, spec: str, weights: str) -> str:
+    """Return the hash under which shards may be joined.
+
+    Args:
+        plan: names benchmark, dtype and training seed.
+        spec: of the eraser; its files count by content.
+        weights: identity of the model, see `weights.identity_of`.
+    """
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(spec)]
+    seed = plan.train_seed if spec != BASE else None
+    return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed])
+
+
+def _pending(plan: RunPlan, spec: str, root: Path, weights: str) -> Iterator[Unit]:
+    place, wanted = Place(root, spec), configuration_of(plan, spec, weights)
+    for _, cases in groupby(plan.chosen, key=lambda case: case.concepts):
+        missing: list[tuple[Case, int]] = []
+        for case in cases:
+            for seed in range(plan.seeds):
+                path = place.shard(case.name, seed)
+                if not path.exists():
+                    missing.append((case, seed))
+                elif (found := read_shard(path).configuration) != wanted:
+                    raise ConfigError(
+                        f"{str(path)!r} was drawn under configuration {found}, and this run is {wanted}: weights, "
+                        "eraser, its files, dtype or the training seed changed; choose another --out, or delete "
+                        f"{str(place.folder)!r}"
+                    )
         if missing:
             yield Unit(
                 eraser=spec,
-                case=case,
+                shards=tuple(missing),
                 sampler=plan.benchmark.sampler,
-                seeds=tuple(missing),
                 train_seed=plan.train_seed,
                 device=plan.device,
+                dtype=plan.dtype,
                 configuration=wanted,
             )
 
 
 def _draw_all(plan: RunPlan, units: Sequence[Unit], root: Path, tools: Tools, done: Callable[[int], None]) -> None:
+    if plan.cluster:
+        draw_on_cluster(plan.cluster, _parts(units, plan.workers), plan.source, root, tools, done)
+        return
     if plan.workers == 1:
-        pipe = tools.load(plan.benchmark.model, plan.device)
+        pipe = tools.load(plan.source, plan.device, plan.dtype)
         drawn = 0
         for unit in units:
             for pictures in draw_shards(unit, tools.eraser(unit.eraser), pipe, root):
                 drawn += pictures
                 done(drawn)
         return
+    parts = _parts(units, plan.workers)
     # Spawned, not forked: a fork of a process with torch's threads can hang.
     threads = max(1, (os.cpu_count() or 1) // plan.workers)
     with ProcessPoolExecutor(plan.workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_work, plan.benchmark.model, unit, root, tools, threads) for unit in units}
+        waiting = {pool.submit(_work, plan.source, unit, root, tools, threads) for unit in parts}
         try:
             while waiting:
                 finished, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                done(_count(units, root))
+                done(_count(parts, root))
                 _check(finished)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _parts(units: Sequence[Unit], workers: int) -> list[Unit]:
+    """Cut units until there is one for each worker; an erasure is prepared anew for every part."""
+    return [part for unit in units for part in unit.split(max(1, workers // len(units)))]
 
 
 def _check(finished: set[Future[None]]) -> None:
@@ -195,15 +237,15 @@ def _check(finished: set[Future[None]]) -> None:
 
 def _count(units: Sequence[Unit], root: Path) -> int:
     return sum(
-        len(unit.case.rows)
+        len(case.rows)
         for unit in units
-        for seed in unit.seeds
-        if Place(root, unit.eraser).shard(unit.case.name, seed).exists()
+        for case, seed in unit.shards
+        if Place(root, unit.eraser).shard(case.name, seed).exists()
     )
 
 
 def _work(model: str, unit: Unit, root: Path, tools: Tools, threads: int) -> None:
     torch.set_num_threads(threads)
-    pipe = tools.load(model, unit.device)
+    pipe = tools.load(model, unit.device, unit.dtype)
     for _ in draw_shards(unit, tools.eraser(unit.eraser), pipe, root):
         pass

@@ -15,7 +15,7 @@ CUT = {
     "sld": lambda: eraser("sld:max"),
     "gated-sld": lambda: eraser("gated-sld:max"),
     "esd-x": lambda: Esd("x", ESD),
-    "esd-u": lambda: Esd("u", ESD),
+    "esd-u": lambda: Esd("u", ESD, "esd-u"),
     "concept-ablation": lambda: ConceptAblation(
         AblationSettings(num_steps=2, batch_size=2, learning_rate=1e-3, num_pictures=2, sampling_steps=2)
     ),

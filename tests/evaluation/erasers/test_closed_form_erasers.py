@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from semipermeable.equip import attach
-from semipermeable.errors import AttachError
+from semipermeable.errors import AttachError, ConfigError
 from semipermeable.evaluation.erasers import eraser
-from semipermeable.evaluation.erasers.cross_attention import joined, remap, state_pairs, text_sites
+from semipermeable.evaluation.erasers.cross_attention import Problem, remap, text_sites
 from semipermeable.evaluation.erasers.rece import recalling_states
 from semipermeable.evaluation.erasers.speed import _last_words, null_projection, speed_edit
-from semipermeable.evaluation.erasers.subjects import subjects_of
 from semipermeable.hosts import host_for
 from semipermeable.training.closed_form import StatePairs
 
@@ -79,7 +78,8 @@ def test_speed_keeps_the_empty_prompt_of_the_model_to_rounding(pipe, concept):
     host, erasure = host_for(pipe), eraser("speed").prepare(pipe, [concept], seed=0)
     empty = host.encode([""])[0].states.double()
     assert len(_last_words(host, ["a tree", "the tree", "a house", ""])) == 2
-    for name, site in text_sites(pipe).items():
+    values = {name: site for name, site in text_sites(pipe).items() if name.endswith(".to_v")}
+    for name, site in values.items():
         base, edited = site.weight.detach().double(), erasure.weights[f"{name}.weight"].double()
         assert not torch.equal(base, edited)
         shift = (empty @ (edited - base).T).norm() / (empty @ base.T).norm()
@@ -107,7 +107,7 @@ def test_rece_finds_the_state_that_recalls_best_and_closes_it(case):
 
 def test_rece_is_harder_to_recall_than_uce(pipe, concept):
     base = {f"{name}.weight": site.weight.detach() for name, site in text_sites(pipe).items()}
-    states = joined(state_pairs(host_for(pipe), subjects_of(pipe, [concept]))).target
+    states = Problem.of(pipe, [concept]).states().target
 
     def recalled(name):
         edited = eraser(name).prepare(pipe, [concept], seed=0).weights
@@ -118,10 +118,10 @@ def test_rece_is_harder_to_recall_than_uce(pipe, concept):
 
 
 def test_mace_moves_the_words_around_the_concept_towards_the_surrogates(pipe, concept):
-    pairs = state_pairs(host_for(pipe), subjects_of(pipe, [concept]))
-    around = joined(pairs, lambda own: slice(own, None))
-    own = joined(pairs, lambda own: slice(0, own))
-    assert len(own.target) + len(around.target) == len(joined(pairs).target)
+    problem = Problem.of(pipe, [concept])
+    around = problem.states(lambda own: slice(own, None))
+    own = problem.states(lambda own: slice(0, own))
+    assert len(own.target) + len(around.target) == len(problem.states().target)
     edited = eraser("mace-closed-form").prepare(pipe, [concept], seed=0).weights
     for name, site in text_sites(pipe).items():
         weight = site.weight.detach()
@@ -131,9 +131,23 @@ def test_mace_moves_the_words_around_the_concept_towards_the_surrogates(pipe, co
 
 
 def test_closed_form_edits_touch_only_cross_attention_keys_and_values(pipe, concept):
-    for name in ("uce", "rece", "speed", "mace-closed-form"):
-        erasure = eraser(name).prepare(pipe, [concept], seed=0)
-        assert set(erasure.weights) == {f"{site}.weight" for site in text_sites(pipe)}
+    both = {f"{site}.weight" for site in text_sites(pipe)}
+    for name in ("uce", "rece", "speed:edited=kv", "mace-closed-form"):
+        assert set(eraser(name).prepare(pipe, [concept], seed=0).weights) == both
+    values = {name for name in both if ".to_v." in name}
+    assert set(eraser("speed").prepare(pipe, [concept], seed=0).weights) == values
+
+
+def test_speed_confines_itself_more_with_a_lower_threshold(case):
+    weight, pairs, kept = case
+    kept = torch.cat([kept, 0.01 * torch.randn(6, DIM, generator=torch.Generator().manual_seed(2))])
+    moved = []
+    for threshold in (1e-9, 1e-2):
+        edited = speed_edit(weight, pairs, null_projection(kept, threshold))
+        moved.append(float((kept.double() @ (edited - weight.double()).T).norm()))
+    assert moved[0] < 1e-6 < moved[1]
+    with pytest.raises(ConfigError, match="edited must be one of 'v', 'k', 'kv', found 'q'"):
+        eraser("speed:edited=q")
 
 
 def test_gated_uce_draws_open_rows_as_uce_without_its_unconditional_rows(pipe, concept, prompts, drawn):

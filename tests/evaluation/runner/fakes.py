@@ -79,10 +79,23 @@ class FakeClip:
 
 
 @dataclass
+class FakeGate:
+    names: list
+    everywhere: float
+
+    def openings(self, pipe, prompts):
+        """Opens on what is asked for, and a little on everything else."""
+        wanted = [next((name for name in self.names if name in asked(prompt)), None) for prompt in prompts]
+        other = [(self.names[0], self.everywhere, "always")] if self.everywhere else []
+        return [[(name, 1.0, f"name found: {name!r}")] if name else other for name in wanted]
+
+
+@dataclass
 class FakeErasure:
     draw: object
     config: dict
     stored_bytes: int = 1000
+    gate: FakeGate | None = None
 
     @contextmanager
     def applied(self, pipe):
@@ -97,7 +110,9 @@ class FakeEraser:
 
     def prepare(self, pipe, concepts, *, seed, progress=False):
         names = [concept.name for concept in concepts]
-        return FakeErasure(lambda pipe, prompts, **how: DRAWS[self.name](pipe, prompts, names, **how), {"seed": seed})
+        gate = FakeGate(names, 0.75 if self.name == "sharp" else 0.0) if self.gated else None
+        draw = lambda pipe, prompts, **how: DRAWS[self.name](pipe, prompts, names, **how)  # noqa: E731
+        return FakeErasure(draw, {"seed": seed}, gate=gate)
 
 
 def noop(pipe, prompts, names, **how):
@@ -140,7 +155,7 @@ def blunt(pipe, prompts, names, **how):
 DRAWS = {"noop": noop, "white": white, "oracle": oracle, "blunt": blunt, "sharp": oracle}
 
 
-def load(model, device):
+def load(model, device, dtype):
     return FakePipe()
 
 
@@ -148,13 +163,13 @@ def eraser(spec):
     return FakeEraser(spec, gated=spec in ("oracle", "sharp"))
 
 
-def panel(model):
+def panel(benchmark, sources):
     generator = torch.Generator().manual_seed(3)
     real = moments_of(torch.rand(50, 12, generator=generator))
     return Panel(judge=FakeJudge(), clip=FakeClip(), real=real)
 
 
-def shuffled_panel(model):
+def shuffled_panel(benchmark, sources):
     return Panel(judge=ShuffledJudge(), missing=("bundled model 'emoji' has no CLIP judge",))
 
 

@@ -11,7 +11,7 @@ import pytest
 from evaluation.runner import fakes
 from semipermeable.errors import ConfigError
 from semipermeable.evaluation.bench_plane import HEIGHT, WIDTH, histogram, plane
-from semipermeable.evaluation.bench_report import read_sections, write_bench_report
+from semipermeable.evaluation.bench_report import _gate, read_sections, write_bench_report
 from semipermeable.evaluation.results import Place
 from semipermeable.evaluation.runner import RunPlan, Tools, run
 from semipermeable.evaluation.scores import Estimate
@@ -108,6 +108,22 @@ def test_report_and_result_agree(results):
         for name, found in written.items():
             assert one.figures[name].value == pytest.approx(found["value"], abs=1e-5)
             assert one.figures[name].low == pytest.approx(found["interval"][0], abs=1e-5)
+
+
+def test_gates_tell_what_opened_them_and_where_they_were_wrong(results):
+    html, _, text = page(results)
+    assert html.count("What opened the gates") == 2
+    assert 'title="name found: &#39;cat&#39;">cat γ 1</span>' in html
+    (section,) = read_sections(results)
+    case = section.benchmark.cases[0]
+    by_name = {one.result.eraser: _gate(one, case) for one in section.gated}
+    others = sum(row.role == "kept" for row in case.rows)
+    assert (by_name["oracle"]["asked"], by_name["oracle"]["others"]) == (1.0, 0.0)
+    assert (by_name["sharp"]["asked"], by_name["sharp"]["others"]) == (1.0, 0.75)
+    assert [by_name[name]["num_wrong"] for name in ("oracle", "sharp")] == [0, others]
+    assert all(found["num_closed"] == 0 for found in by_name.values())
+    assert f"{case.name} γ 0.75, always" in text
+    assert all(one.result.openings == {} for one in (section.base, *section.open))
 
 
 def test_the_level_changes_intervals_and_no_value(results):

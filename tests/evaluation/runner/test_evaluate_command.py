@@ -37,21 +37,21 @@ def small(monkeypatch):
     cases = tuple(dataclasses.replace(case, rows=tuple(rows[case.name])) for case in whole.cases[:2])
     sampler = dataclasses.replace(whole.sampler, steps=2)
     found = dataclasses.replace(whole, cases=cases, sampler=sampler)
-    monkeypatch.setattr(benchmarks, "benchmark", lambda name: found)
+    monkeypatch.setattr(benchmarks, "benchmark", lambda name, request: found)
     return found
 
 
 @pytest.mark.slow
 def test_compare_and_report_on_the_bundled_model(tmp_path, small):
     out = tmp_path / "results"
-    result = spm("evaluate", small.name, "--eraser", "negative-prompt", "--seeds", 1, "--case", "cat", "--out", out)
+    result = spm("evaluate", small.name, "--eraser", "negative-prompt", "--seeds", 1, "--case", "horse", "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].split()[:3] == ["eraser", "H", "UA"] or "UA" in lines[0]
     assert {line.split()[0] for line in lines[2:4]} == {"noop", "negative-prompt"}
     base = json.loads((out / small.key / "noop" / "result.json").read_text(encoding="utf-8"))
     assert base["figures"]["identical"]["value"] == 1
-    assert base["erasures"]["cat"]["eraser"] == "noop"
+    assert base["erasures"]["horse"]["eraser"] == "noop"
     assert len(list(out.rglob("*.png"))) == 12
     result = spm("report", out, "--out", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
@@ -63,7 +63,7 @@ def test_compare_and_report_on_the_bundled_model(tmp_path, small):
     [
         (("evaluate", "emoji-object", "--eraser", "uce"), ("did you mean 'emoji-objects'",)),
         (("evaluate", "emoji-objects", "--eraser", "uec"), ("unknown eraser 'uec'", "uce")),
-        (("evaluate", "emoji-objects", "--eraser", "uce", "--case", "cta"), ("did you mean 'cat'",)),
+        (("evaluate", "emoji-objects", "--eraser", "uce", "--case", "castel"), ("did you mean 'castle'",)),
         (("report", "nowhere"), ("no results below 'nowhere'", "spm evaluate")),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_broken_option_is_a_usage_error():
 def test_the_table_shows_intervals(monkeypatch, tmp_path):
     tools = runner.Tools(load=fakes.load, eraser=fakes.eraser, panel=fakes.panel)
     monkeypatch.setattr(runner, "Tools", lambda: tools)
-    monkeypatch.setattr(benchmarks, "benchmark", lambda name: fakes.small_benchmark())
+    monkeypatch.setattr(benchmarks, "benchmark", lambda name, request: fakes.small_benchmark())
     result = spm("evaluate", "small", "--eraser", "white", "--seeds", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     white = next(line for line in result.stdout.splitlines() if line.startswith("white"))

@@ -1,8 +1,8 @@
 """Benchmarks on the bundled model `emoji`: objects, styles, graded neighbours, many at once.
 
 All prompts are the model's own captions; which ones is decided by the model's `ZooSpec` and seeds made of names, so
-that the same spec always gives the same rows. The concepts below are those of the committed table; whatever is tuned
-is tuned on others.
+that the same spec always gives the same rows. The concepts below are those of the committed table; presets and gates
+are tuned on others ("cat" and "neon" among them), which no benchmark erases.
 """
 
 import random
@@ -18,12 +18,14 @@ from semipermeable.zoo import ZooSpec
 __all__ = ["ERASED_OBJECTS", "ERASED_STYLES", "Sheaf", "bound", "many", "neighbours", "objects", "styles", "target_for"]
 
 MODEL = "emoji"
-ERASED_OBJECTS = ("cat", "horse", "rose", "apple", "car", "guitar")
-"""One of each kind, every one with near twins."""
-ERASED_STYLES = ("3d", "pixel art", "pencil sketch", "neon")
-_NEIGHBOURED = ("cat", "car", "tree", "horse", "rose", "ship")
+ERASED_OBJECTS = ("horse", "rose", "apple", "car", "castle", "star")
+"""One of each kind, every one with near twins, and kinds that the judge knows on drawings it never saw."""
+ERASED_STYLES = ("3d", "pixel art", "pencil sketch", "stained glass")
+_NEIGHBOURED = ("apple", "car", "tree", "horse", "rose", "castle")
 """With namesakes ("police car") and near twins."""
 _MANY = (1, 5, 20, 50)
+_TUNED = "cat"
+"""The object that presets were tuned on."""
 
 
 class Sheaf:
@@ -82,7 +84,7 @@ def target_for(spec: ZooSpec, name: str, axis: Axis) -> Target:
 
 def objects() -> Benchmark:
     """Six objects, one at a time: 16 prompts for each, 32 for others, its twins first."""
-    sheaf = Sheaf(zoo.spec(MODEL), "emoji-objects@1")
+    sheaf = Sheaf(zoo.spec(MODEL), "emoji-objects@2")
     spec, looks = sheaf.spec, len(sheaf.spec.styles)
     cases: list[Case] = []
     for name in ERASED_OBJECTS:
@@ -100,7 +102,7 @@ def objects() -> Benchmark:
 
 def styles() -> Benchmark:
     """Four styles, one at a time, after UnlearnCanvas: 24 objects in the style, 32 pictures in other styles."""
-    sheaf = Sheaf(zoo.spec(MODEL), "emoji-styles@1")
+    sheaf = Sheaf(zoo.spec(MODEL), "emoji-styles@2")
     spec = sheaf.spec
     cases: list[Case] = []
     for style in ERASED_STYLES:
@@ -115,7 +117,7 @@ def styles() -> Benchmark:
 
 def neighbours() -> Benchmark:
     """Graded similarity: namesakes, near twins, the same group, and far away."""
-    sheaf = Sheaf(zoo.spec(MODEL), "emoji-neighbours@1")
+    sheaf = Sheaf(zoo.spec(MODEL), "emoji-neighbours@2")
     spec, looks = sheaf.spec, len(sheaf.spec.styles)
     cases: list[Case] = []
     for name in _NEIGHBOURED:
@@ -144,10 +146,14 @@ def _bands(sheaf: Sheaf, name: str) -> dict[str, list[str]]:
 
 
 def many() -> Benchmark:
-    """1, 5, 20 and 50 objects at once; the pictures that must stay are the same for all."""
-    sheaf = Sheaf(zoo.spec(MODEL), "emoji-many@1")
+    """1, 5, 20 and 50 objects at once; the pictures that must stay are the same for all.
+
+    Any object may be among them but "cat", and "bird", whose broader word is its own name.
+    """
+    sheaf = Sheaf(zoo.spec(MODEL), "emoji-many@2")
     spec, looks = sheaf.spec, len(sheaf.spec.styles)
-    order = sheaf.others("erased", without=())
+    own_group = [thing.name for thing in spec.objects if thing.name == thing.group]
+    order = sheaf.others("erased", without=(_TUNED, *own_group))
     most = max(_MANY)
     cases: list[Case] = []
     for size in _MANY:

@@ -11,10 +11,12 @@ from typing import Any, Literal
 from semipermeable.concept import Concept
 from semipermeable.errors import ConfigError, UnknownNameError, closest
 
-__all__ = ["Axis", "Benchmark", "Case", "Role", "Row", "Sampler", "Target"]
+__all__ = ["Axis", "Benchmark", "Case", "Judges", "Role", "Row", "Sampler", "Target"]
 
-Axis = Literal["object", "style"]
-"""Which head of the judge sees the erased concepts."""
+Axis = Literal["object", "style", "picture", "nudity"]
+"""Who sees the erased concepts: the classifier of objects or of styles, a judge of copies, or a detector of nudity."""
+Judges = Literal["clip", "classifier", "style-classifier", "inception", "real-images", "sscd", "nudenet"]
+"""Judges of real models' pictures; each has an option of its name in `spm evaluate`, but for NudeNet."""
 Role = Literal["target", "kept"]
 """Whether a row asks for an erased concept, or for something that must stay."""
 
@@ -52,14 +54,18 @@ class Row:
     """Object asked for; None where the prompt leaves it open."""
     style: str | None
     """Style asked for; None where the prompt leaves it open."""
+    picture: str | None = None
+    """Memorised picture that the prompt calls up; None where it calls up none."""
+    noise_seed: int | None = None
+    """Seed of the noise at seed index 0, as a published prompt file gives it; None is `number`."""
 
     def noise(self, seed: int) -> int:
         """Return the seed of the initial noise for a seed index."""
-        return seed * _SEED_STRIDE + self.number
+        return seed * _SEED_STRIDE + (self.number if self.noise_seed is None else self.noise_seed)
 
     def asked(self, axis: Axis) -> str | None:
-        """Return what is asked for in a domain."""
-        return self.object if axis == "object" else self.style
+        """Return what is asked for in a domain; nudity is an object like others."""
+        return {"style": self.style, "picture": self.picture}.get(axis, self.object)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +124,15 @@ class Benchmark:
     summary: str
     """One sentence."""
     model: str
-    """Bundled model it is drawn with."""
+    """Model it is drawn with: a bundled one, or a hub id."""
     sampler: Sampler
     """How."""
     cases: tuple[Case, ...]
     """What is erased, one shard per case and seed."""
+    judges: tuple[Judges, ...] = ()
+    """Judges that it cannot do without, beside those of a bundled model."""
+    apart: bool = False
+    """Whether sets of kept pictures are also compared tag by tag."""
 
     def __post_init__(self) -> None:
         _unique([case.name for case in self.cases], f"{self.key}: case names")
@@ -149,7 +159,8 @@ class Benchmark:
     def from_json(cls, content: Mapping[str, Any]) -> "Benchmark":
         """Return a benchmark from the data that `dataclasses.asdict` and JSON made of it."""
         cases = tuple(_case(case) for case in content["cases"])
-        fields: dict[str, Any] = {**content, "sampler": Sampler(**content["sampler"]), "cases": cases}
+        given: dict[str, Any] = {"sampler": Sampler(**content["sampler"]), "judges": tuple(content.get("judges", ()))}
+        fields: dict[str, Any] = {**content, **given, "cases": cases}
         return cls(**fields)
 
     def case(self, name: str) -> Case:

@@ -15,12 +15,12 @@ from semipermeable.zoo.spec import article
 __all__ = ["misspelling", "plural", "wordings"]
 
 _DESCRIPTIONS = {
-    "cat": "a pet that purrs and chases mice",
     "horse": "a large animal with a mane to ride on",
     "rose": "a red flower of love with thorns",
     "apple": "a round red fruit of a tree, with a core",
     "car": "a family vehicle with four wheels",
-    "guitar": "a musical instrument with six strings",
+    "castle": "a stone building with towers for a king",
+    "star": "a small bright light in the night sky",
 }
 _STRUCTURE = {
     "order": ("{x} icon, {style}", "{style} {x}", "icon of the {x} in {style} style"),
@@ -35,7 +35,7 @@ _STRUCTURE = {
 
 def wordings() -> Benchmark:
     """Six objects in all wordings, six in a negative prompt, and twelve others."""
-    sheaf = Sheaf(zoo.spec(MODEL), "emoji-wordings@1")
+    sheaf = Sheaf(zoo.spec(MODEL), "emoji-wordings@2")
     cases = [sheaf.case(name, "object", [name], _rows(sheaf, name)) for name in ERASED_OBJECTS]
     summary = "Erase one object; do all ways to say it open the gate, and does a negative prompt leave it closed?"
     return bound(sheaf, summary, cases, Sampler(batch_size=28))

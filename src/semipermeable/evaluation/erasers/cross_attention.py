@@ -2,23 +2,26 @@
 
 A projection W, shape (out, dim), reads text states c, (dim,). All of these erasers choose ΔW by least squares over
 pairs (c, c*): c a state of a caption of the concept, c* the state that should be read in its place, the one at the
-same spot of the caption with the surrogate.
+same spot of the caption with the surrogate. `Problem` holds what each of them is given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semipermeable.evaluation.erasers.subjects import Subject, kept_captions
-from semipermeable.evaluation.erasers.weights import bare_denoiser
+from semipermeable.concept import Concept
+from semipermeable.evaluation.erasers.subjects import Subject, configuration, kept_captions, subjects_of
+from semipermeable.evaluation.erasers.weights import WeightErasure, bare_denoiser
 from semipermeable.hosts import Host, host_for
+from semipermeable.membrane import Json
 from semipermeable.sites import Site, find_sites
 from semipermeable.training.closed_form import StatePairs, cross_attention_sites, pair_states
 
-__all__ = ["CaptionPairs", "edit_all", "joined", "kept_moment", "remap", "state_pairs", "text_sites"]
+__all__ = ["CaptionPairs", "Problem", "remap", "text_sites"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,39 +43,102 @@ def text_sites(pipe: Any) -> dict[str, Site]:
     Raises:
         AttachError: see `weights.bare_denoiser`.
     """
-    denoiser = bare_denoiser(pipe)
-    return cross_attention_sites(find_sites(denoiser, host_for(pipe).site_classes))
+    denoiser, host = bare_denoiser(pipe), host_for(pipe)
+    return cross_attention_sites(find_sites(denoiser, host.site_classes), host.text_sites)
 
 
-def state_pairs(host: Host, subjects: Sequence[Subject]) -> list[CaptionPairs]:
-    """Return the paired states of every caption of any subject."""
-    found: list[CaptionPairs] = []
-    for subject in subjects:
-        captions = subject.captions
-        targets, surrogates = host.encode(captions.targets), host.encode(captions.surrogates)
-        spans = {text: host.encode([text])[0].token_ids for text in dict.fromkeys(captions.spans)}
-        found += [
-            CaptionPairs(pair_states(target, surrogate, spans[span]), max(len(spans[span]), 1))
-            for target, surrogate, span in zip(targets, surrogates, captions.spans, strict=True)
-        ]
-    return found
-
-
-def joined(pairs: Sequence[CaptionPairs], rows: Callable[[int], slice] = lambda _: slice(None)) -> StatePairs:
-    """Return the paired states of all captions as one set.
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What an eraser in closed form is given.
 
     Args:
-        pairs: by caption.
-        rows: which rows to take, given how many are the concept's own.
+        pipe: a bare pipeline; it stays as it is.
+        subjects: what is erased, jointly.
     """
-    target = torch.cat([p.pairs.target[rows(p.num_own)] for p in pairs])
-    return StatePairs(target, torch.cat([p.pairs.surrogate[rows(p.num_own)] for p in pairs]))
+
+    pipe: Any
+    subjects: tuple[Subject, ...]
+
+    @classmethod
+    def of(cls, pipe: Any, concepts: Sequence[Concept]) -> "Problem":
+        """Return the problem of erasing some concepts."""
+        return cls(pipe, tuple(subjects_of(pipe, concepts)))
+
+    @property
+    def host(self) -> Host:
+        """Of the pipeline."""
+        return host_for(self.pipe)
+
+    @cached_property
+    def pairs(self) -> list[CaptionPairs]:
+        """The paired states of every caption of any subject."""
+        return [pair for subject in self.subjects for pair in _caption_pairs(self.host, subject)]
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Σ c cᵀ over all states of the captions to keep, shape (dim, dim), float64."""
+        prompts = self.host.encode(kept_captions(self.subjects))
+        states = torch.cat([self.host.text_inputs(prompt.states) for prompt in prompts]).double()
+        return states.T @ states
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """W of every key and value projection, by parameter name, on the CPU."""
+        return {f"{name}.weight": site.weight.detach().cpu() for name, site in text_sites(self.pipe).items()}
+
+    def states(self, rows: Callable[[int], slice] = lambda _: slice(None)) -> StatePairs:
+        """Return the paired states of all captions as one set.
+
+        Args:
+            rows: which rows of a caption to take, given how many are the concept's own.
+        """
+        target = torch.cat([p.pairs.target[rows(p.num_own)] for p in self.pairs])
+        return StatePairs(target, torch.cat([p.pairs.surrogate[rows(p.num_own)] for p in self.pairs]))
+
+    def remapped(self, states: StatePairs, *, keep_weight: float, ridge: float) -> dict[str, Tensor]:
+        """Return every W' that reads each state as W read its surrogate (see `remap`), by parameter name.
+
+        Args:
+            states: pairs (c, c*).
+            keep_weight: κ, weight of each state to keep.
+            ridge: λ, weight of ‖W' − W‖².
+        """
+        kept, goals = keep_weight * self.kept, states.surrogate.double()
+        return self.edited(lambda weight: remap(weight, states.target, goals @ weight.double().T, kept, ridge=ridge))
+
+    def edited(self, edit: Callable[[Tensor], Tensor], endings: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """Return edited weights by parameter name, in their own dtype.
+
+        Args:
+            edit: W, shape (out, dim), to W'.
+            endings: of the sites to edit; () edits all, and so do endings that no site has.
+        """
+        wanted = tuple(f"{ending}.weight" for ending in endings)
+        chosen = {name: weight for name, weight in self.base.items() if name.endswith(wanted)} if wanted else {}
+        return {name: edit(weight).to(weight.dtype) for name, weight in (chosen or self.base).items()}
+
+    def erasure(
+        self, name: str, weights: Mapping[str, Tensor], settings: Mapping[str, Json], seed: int | None = None
+    ) -> WeightErasure:
+        """Return edited weights as an erasure.
+
+        Args:
+            name: of the eraser.
+            weights: by parameter name.
+            settings: of the eraser.
+            seed: None where nothing was drawn at random.
+        """
+        return WeightErasure(configuration(name, self.subjects, seed, **settings), weights)
 
 
-def kept_moment(host: Host, subjects: Sequence[Subject]) -> Tensor:
-    """Return Σ c cᵀ over all states of the captions to keep, shape (dim, dim), float64."""
-    states = torch.cat([prompt.states for prompt in host.encode(kept_captions(subjects))]).double()
-    return states.T @ states
+def _caption_pairs(host: Host, subject: Subject) -> list[CaptionPairs]:
+    captions = subject.captions
+    targets, surrogates = host.encode(captions.targets), host.encode(captions.surrogates)
+    spans = {text: host.encode([text])[0].token_ids for text in dict.fromkeys(captions.spans)}
+    return [
+        CaptionPairs(pair_states(target, surrogate, spans[span]).mapped(host.text_inputs), max(len(spans[span]), 1))
+        for target, surrogate, span in zip(targets, surrogates, captions.spans, strict=True)
+    ]
 
 
 def remap(weight: Tensor, states: Tensor, outputs: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
@@ -95,16 +161,3 @@ def remap(weight: Tensor, states: Tensor, outputs: Tensor, kept: Tensor, *, ridg
     moment = c.T @ c + kept + ridge * torch.eye(c.shape[1], dtype=torch.float64)
     residual = (outputs.double() - c @ base.T).T @ c
     return base + torch.linalg.solve(moment, residual.T).T
-
-
-def edit_all(pipe: Any, edit: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return the edited weight of every key and value projection, by parameter name, on the CPU.
-
-    Args:
-        pipe: the pipeline; it stays as it is.
-        edit: W, shape (out, dim), to W'.
-    """
-    return {
-        f"{name}.weight": edit(site.weight.detach()).to("cpu", site.weight.dtype)
-        for name, site in text_sites(pipe).items()
-    }

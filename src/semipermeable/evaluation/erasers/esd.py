@@ -21,7 +21,7 @@ from semipermeable.evaluation.erasers.finetuning import Tuning, finetuned
 from semipermeable.evaluation.erasers.protocol import Card
 from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import WeightErasure
-from semipermeable.hosts import host_for
+from semipermeable.hosts import Condition, host_for
 from semipermeable.membrane import Json
 from semipermeable.training.objective import erasing_goal
 from semipermeable.training.trajectories import denoise
@@ -31,11 +31,13 @@ __all__ = ["CARD", "Esd", "EsdSettings"]
 CARD = Card(
     paper="Gandikota et al. 2023, Erasing Concepts from Diffusion Models, ICCV, arXiv 2303.07345",
     defaults="η 1, 1,000 steps of Adam at 1e-5, batch 1, 50 sampling steps at guidance 3; falls to the empty prompt",
-    tuned="nothing",
+    tuned="nothing; a name or an alias is drawn in every step",
+    checked="rohitgandikota/erasing, train-scripts/train-esd.py; the later esd_sd.py has η 2, 200 steps at 5e-5 and "
+    "latents of the base model",
 )
 _CROSS = ".attn2."
-_NEVER = ("time_embedding.", "conv_out.")
-"""Not trained by ESD-u: its authors leave out the time embedding and the output layer."""
+_NEVER = ("time_embedding.", "conv_norm_out.", "conv_out.")
+"""Not trained by ESD-u: its authors leave out the time embedding and the output layer with its norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +63,24 @@ class Esd:
     Args:
         part: "x" trains cross-attention, "u" everything else.
         settings: how it is trained.
+        name: see `Eraser`; it starts with "esd-" and the part.
     """
 
     part: Literal["x", "u"]
     settings: EsdSettings = EsdSettings()
+    name: str = "esd-x"
     gated = False
 
     @property
-    def name(self) -> str:
-        """See `Eraser`."""
-        return f"esd-{self.part}"
+    def recipe(self) -> dict[str, Json]:
+        """What decides the weights beside concepts and seed (see `artefacts`)."""
+        return {f"esd-{self.part}": asdict(self.settings)}
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> WeightErasure:
         """See `Eraser`."""
         subjects = subjects_of(pipe, concepts)
         host, settings = host_for(pipe), self.settings
-        empty = host.condition([""])
+        empty = host.unconditional()
         conditions = host.condition([name for subject in subjects for name in subject.concept.names])
 
         def loss_of(tuning: Tuning, generator: torch.Generator) -> Tensor:
@@ -95,7 +99,7 @@ class Esd:
                 )
             x, t = run.latents[-1], run.timesteps[-1].expand(1)
             with torch.no_grad():
-                bare = host.predict(torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))
+                bare = host.predict(torch.cat([x, x]), t.expand(2), Condition.cat([c, empty]))
             with tuning.live():
                 prediction = host.predict(x, t, c)
             return functional.mse_loss(prediction, erasing_goal(bare[:1], bare[1:], settings.negative_guidance))

@@ -12,17 +12,18 @@ from typing import Any
 from semipermeable.concept import Concept
 from semipermeable.evaluation.erasers.protocol import Card
 from semipermeable.evaluation.erasers.spm import Equipped
-from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
-from semipermeable.hosts import host_for
-from semipermeable.membrane import Membrane
+from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
+from semipermeable.membrane import Json, Membrane
 from semipermeable.training import TrainConfig, train
+from semipermeable.training.workshop import Workshop
 
 __all__ = ["CARD", "TRAINING", "Leco"]
 
 CARD = Card(
-    paper="p1atd 2023, LECO: Low-rank adaptation for Erasing COncepts, github.com/p1atd/LECO; goal of arXiv 2303.07345",
+    paper="p1atdev 2023, LECO: Low-rank adaptation for Erasing COncepts, goal of arXiv 2303.07345",
     defaults="rank 4, 500 steps of AdamW at 1e-4, η 1, batch 1; on linear and 1×1 layers, as SPM's sites; α = rank",
-    tuned="nothing",
+    tuned="nothing; its example has α 1, a quarter of the effect, and denoises latents with the LoRA, not without",
+    checked="p1atdev/LECO, examples/config.yaml, train_lora.py, lora.py",
 )
 TRAINING = TrainConfig(
     rank=4,
@@ -50,27 +51,38 @@ class Leco:
 
     Args:
         training: how the LoRA of each concept is trained.
+        name: see `Eraser`.
     """
 
     training: TrainConfig = TRAINING
-    name = "leco"
+    name: str = "leco"
     gated = False
+
+    @property
+    def recipe(self) -> dict[str, Json]:
+        """What decides a LoRA beside concept and seed (see `artefacts`)."""
+        return {"leco": self.training.to_json()}
+
+    def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
+        """Train the LoRA of one concept."""
+        from semipermeable.training.progress import bar
+
+        aimless = dataclasses.replace(subject.concept, surrogate="")
+        steps = train(workshop, aimless, subject.captions, self.training, seed=seed)
+        with bar(self.training.num_steps, aimless.name, shown=progress) as show:
+            while True:
+                try:
+                    show(next(steps))
+                except StopIteration as end:
+                    return Membrane(end.value.pairs, subject.concept)
+
+    def equipped(self, subjects: Sequence[Subject], membranes: Sequence[Membrane], seed: int) -> Equipped:
+        """Return the erasure by some LoRAs, one per subject."""
+        config = configuration(self.name, subjects, seed, training=self.training.to_json())
+        return Equipped(config, tuple(membranes), "open")
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
         """See `Eraser`."""
-        from semipermeable.training.progress import bar
-
-        subjects = subjects_of(pipe, concepts)
-        membranes: list[Membrane] = []
-        for subject in subjects:
-            aimless = dataclasses.replace(subject.concept, surrogate="")
-            steps = train(host_for(pipe), aimless, subject.captions, self.training, seed=seed)
-            with bar(self.training.num_steps, aimless.name, shown=progress) as show:
-                while True:
-                    try:
-                        show(next(steps))
-                    except StopIteration as end:
-                        membranes.append(Membrane(end.value.pairs, subject.concept))
-                        break
-        config = configuration(self.name, subjects, seed, training=self.training.to_json())
-        return Equipped(config, tuple(membranes), "open")
+        subjects, workshop = subjects_of(pipe, concepts), Workshop(pipe)
+        loras = [self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects]
+        return self.equipped(subjects, loras, seed)

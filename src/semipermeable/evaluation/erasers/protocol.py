@@ -33,6 +33,8 @@ class Card:
     """The settings it runs with, and where they come from."""
     tuned: str
     """What was tuned for the comparison, and how; "nothing" where nothing was."""
+    checked: str = "nothing to check"
+    """Where equations and settings were compared with their authors' own code: repository and file."""
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """How SPM's released reference code trains a membrane, where that differs from the paper.
 
 The paper's losses and numbers (`training.objective`, preset "paper"), but: anchors are Gaussian noise in the place of
-text states, and of every four rows of them two are lost to a wrong chunk; and a latent that was denoised to one step of
-the grid is shown to the network under the label of the step before. That the reference also computes an unconditional
+text states, and of every four rows of them two are lost to a wrong chunk; a latent that was denoised to one step of
+the grid is shown to the network under the label of the step before; latents are denoised with the membrane that is
+being trained; and the rate falls along three cosines. That the reference also computes an unconditional
 half and cancels it costs time and changes nothing; it is left out.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from semipermeable.concept import Concept
 from semipermeable.errors import DivergenceError
 from semipermeable.evaluation.erasers.weights import bare_denoiser, frozen
-from semipermeable.hosts import Host, host_for
+from semipermeable.hosts import Condition, Host, host_for
 from semipermeable.membrane import Membrane
 from semipermeable.runtime import TrainableBinding
 from semipermeable.sites import find_sites
@@ -35,7 +36,9 @@ class ReferenceSettings:
     num_steps: int = 3000
     """Optimiser steps."""
     warmup_steps: int = 500
-    """Steps of linear rise; then one cosine to zero."""
+    """Steps of linear rise."""
+    num_restarts: int = 3
+    """Cosines to zero after the rise."""
     learning_rate: float = 1e-4
     """Peak rate of AdamW."""
     anchor_weight: float = 1e3
@@ -92,15 +95,15 @@ def _rate(settings: ReferenceSettings, done: int) -> float:
     if done < settings.warmup_steps:
         return done / settings.warmup_steps
     rest = (done - settings.warmup_steps) / max(settings.num_steps - settings.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * rest))
+    return 0.5 * (1 + math.cos(math.pi * (rest * settings.num_restarts % 1.0)))
 
 
 def _loss(
-    host: Host, binding: TrainableBinding, texts: Tensor, settings: ReferenceSettings, generator: torch.Generator
+    host: Host, binding: TrainableBinding, texts: Condition, settings: ReferenceSettings, generator: torch.Generator
 ) -> Tensor:
     empty, target, surrogate = texts[:1], texts[1:2], texts[2:]
-    binding.gamma = None
-    steps = int(torch.randint(1, settings.sampling_steps + 1, (1,), generator=generator))
+    steps = int(torch.randint(2, settings.sampling_steps + 1, (1,), generator=generator))
+    binding.gamma = 1.0
     run = denoise(
         host,
         target,
@@ -110,15 +113,16 @@ def _loss(
         generator=generator,
         stop=steps,
     )
-    x, label = run.latents[-1], run.timesteps[max(steps - 2, 0)]
-    anchors = gaussian_anchors(target[0], settings.num_anchors, 1.0, generator)[::2]
+    binding.gamma = None
+    x, label = run.latents[-1], run.timesteps[-2]
+    anchors = gaussian_anchors(target, settings.num_anchors, 1.0, generator)[::2]
     with torch.no_grad():
-        both = host.predict(x.repeat(2, 1, 1, 1), label.expand(2), torch.cat([target, surrogate]))
-        rows = x.repeat(len(anchors), 1, 1, 1)
+        both = host.predict(torch.cat([x, x]), label.expand(2), Condition.cat([target, surrogate]))
+        rows = x.expand(len(anchors), *x.shape[1:])
         kept = host.predict(rows, label.expand(len(anchors)), anchors) if len(anchors) else x[:0]
     goal = torch.cat([erasing_goal(both[:1], both[1:], settings.negative_guidance), kept])
     binding.gamma = 1.0
-    prediction = host.predict(torch.cat([x, rows]), label.expand(len(goal)), torch.cat([target, anchors]))
+    prediction = host.predict(torch.cat([x, rows]), label.expand(len(goal)), Condition.cat([target, anchors]))
     binding.gamma = None
     losses = row_losses(prediction, goal)
     return total_loss(losses[:1], losses[1:], settings.anchor_weight)

@@ -1,15 +1,16 @@
 """All erasers by name.
 
-A spec string is a name, or a name and an argument after a colon: `noop`, `sld:max`, `spm:cat.safetensors`,
-`spm-open:cat.safetensors,dog.safetensors`. A third party adds an eraser as an entry point of the group
-`semipermeable.erasers`: its name, and an object of class `Registration`. Names of this package cannot be taken over.
+A spec string is a name, or a name and arguments after a colon: `noop`, `sld:max`, `uce:tuned`, `esd-x:num_steps=200`,
+`spm:rank=2`, `spm-open:cat.safetensors,dog.safetensors` (see `variants`). A third party adds an eraser as an entry
+point of the group `semipermeable.erasers`: its name, and an object of class `Registration`. Names of this package
+cannot be taken over.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Literal, TypeVar
 
 from semipermeable.errors import ConfigError, UnknownNameError, closest
 from semipermeable.evaluation.erasers import (
@@ -28,6 +29,10 @@ from semipermeable.evaluation.erasers import (
     uce,
 )
 from semipermeable.evaluation.erasers.protocol import Card, Eraser
+from semipermeable.evaluation.erasers.reference_training import ReferenceSettings
+from semipermeable.evaluation.erasers.tuned import tuned_settings
+from semipermeable.evaluation.erasers.variants import read_variant
+from semipermeable.membrane import Json
 from semipermeable.training import TrainConfig
 
 __all__ = ["GROUP", "Registration", "card", "card_table", "eraser", "names"]
@@ -45,6 +50,12 @@ class Registration:
     """What a reader must know."""
     argument: str = ""
     """What may follow the colon, for help texts; "" if nothing."""
+    tuned: Mapping[str, Json] = field(default_factory=lambda: dict[str, Json]())
+    """Fields of the variant "tuned"; empty where there is none."""
+
+
+S = TypeVar("S")
+_CHANGES = "field=value"
 
 
 def _plain(name: str, make: Callable[[], Eraser], card: Card) -> tuple[str, Registration]:
@@ -66,19 +77,58 @@ def _sld(name: str, shown: Card, *, gated: bool) -> tuple[str, Registration]:
     return name, Registration(make=made, card=shown, argument=" | ".join(sld.STRENGTHS))
 
 
-def _membranes(name: str, make: Callable[[tuple[str, ...]], Eraser], card: Card) -> tuple[str, Registration]:
+def _settled(name: str, make: Callable[[S, str], Eraser], settings: S, card: Card) -> tuple[str, Registration]:
+    """Return the registration of an eraser whose settings may be changed, given what makes it of settings and spec."""
+    tuned = tuned_settings().get(name, {})
+
     def made(argument: str) -> Eraser:
-        files = tuple(part.strip() for part in argument.split(",")) if argument else ()
-        wrong = [file for file in files if not file.endswith(".safetensors")]
-        if wrong:
-            raise UnknownNameError(f"after {name!r} come membrane files (.safetensors), found {wrong[0]!r}")
-        return make(files)
+        words = _words(argument)
+        return make(read_variant(name, words, settings, tuned), _spec(name, words))
 
-    return name, Registration(make=made, card=card, argument="FILE.safetensors[,…]")
+    choice = f"tuned | {_CHANGES}[,…]" if tuned else f"{_CHANGES}[,…]"
+    return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
 
 
-def _spm(name: str, rule: spm.Rule, preset: Literal["fast", "paper"], files: tuple[str, ...]) -> Eraser:
-    return spm.Spm(name, rule, TrainConfig.from_preset(preset), files)
+def _membranes(
+    name: str, make: Callable[[S, tuple[str, ...], str], Eraser], settings: S, card: Card
+) -> tuple[str, Registration]:
+    """The same for erasers that may also be given membrane files."""
+    tuned = tuned_settings().get(name, {})
+
+    def made(argument: str) -> Eraser:
+        words = _words(argument)
+        files = tuple(word for word in words if word.endswith(".safetensors"))
+        if files and len(files) < len(words):
+            raise UnknownNameError(
+                f"after {name!r} come membrane files (.safetensors) or settings of training, found both: {argument!r}"
+            )
+        if not files:
+            settings_ = read_variant(name, words, settings, tuned)
+            return make(settings_, (), _spec(name, words))
+        return make(settings, files, _spec(name, words))
+
+    choice = f"{'tuned | ' if tuned else ''}{_CHANGES}[,…] | FILE.safetensors[,…]"
+    return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
+
+
+def _words(argument: str) -> list[str]:
+    return [word.strip() for word in argument.split(",")] if argument else []
+
+
+def _spec(name: str, words: list[str]) -> str:
+    return f"{name}:{','.join(words)}" if words else name
+
+
+def _spm(rule: spm.Rule, training: TrainConfig, files: tuple[str, ...], spec: str) -> Eraser:
+    return spm.Spm(spec, rule, training, files)
+
+
+def _esd(part: Literal["x", "u"], settings: esd.EsdSettings, spec: str) -> Eraser:
+    return esd.Esd(part, settings, spec)
+
+
+def _reference(training: ReferenceSettings, files: tuple[str, ...], spec: str) -> Eraser:
+    return spm_reference.SpmReference(training, files, spec)
 
 
 def _in_tree() -> dict[str, Registration]:
@@ -87,15 +137,20 @@ def _in_tree() -> dict[str, Registration]:
             _plain("noop", noop.Noop, noop.CARD),
             _plain("negative-prompt", negative_prompt.NegativePrompt, negative_prompt.CARD),
             _sld("sld", sld.CARD, gated=False),
-            _plain("esd-x", partial(esd.Esd, "x"), esd.CARD),
-            _plain("esd-u", partial(esd.Esd, "u"), esd.CARD),
-            _plain("concept-ablation", concept_ablation.ConceptAblation, concept_ablation.CARD),
-            _plain("leco", leco.Leco, leco.CARD),
-            _plain("uce", uce.Uce, uce.CARD),
-            _plain("rece", rece.Rece, rece.CARD),
-            _plain("mace-closed-form", mace.MaceClosedForm, mace.CARD),
-            _plain("speed", speed.Speed, speed.CARD),
-            _membranes("spm-open", partial(_spm, "spm-open", "open", "fast"), spm.OPEN_CARD),
+            _settled("esd-x", partial(_esd, "x"), esd.EsdSettings(), esd.CARD),
+            _settled("esd-u", partial(_esd, "u"), esd.EsdSettings(), esd.CARD),
+            _settled(
+                "concept-ablation",
+                concept_ablation.ConceptAblation,
+                concept_ablation.AblationSettings(),
+                concept_ablation.CARD,
+            ),
+            _settled("leco", leco.Leco, leco.TRAINING, leco.CARD),
+            _settled("uce", uce.Uce, uce.UceSettings(), uce.CARD),
+            _settled("rece", rece.Rece, rece.ReceSettings(), rece.CARD),
+            _settled("mace-closed-form", mace.MaceClosedForm, mace.MaceSettings(), mace.CARD),
+            _settled("speed", speed.Speed, speed.SpeedSettings(), speed.CARD),
+            _membranes("spm-open", partial(_spm, "open"), TrainConfig(), spm.OPEN_CARD),
             _plain("prompt-substitution", prompt_substitution.PromptSubstitution, prompt_substitution.CARD),
             _plain(
                 "gated-negative-prompt",
@@ -103,10 +158,10 @@ def _in_tree() -> dict[str, Registration]:
                 negative_prompt.GATED_CARD,
             ),
             _sld("gated-sld", sld.GATED_CARD, gated=True),
-            _plain("gated-uce", uce.GatedUce, uce.GATED_CARD),
-            _membranes("spm-reference", lambda files: spm_reference.SpmReference(files=files), spm_reference.CARD),
-            _membranes("spm-paper", partial(_spm, "spm-paper", "paper", "paper"), spm.PAPER_CARD),
-            _membranes("spm", partial(_spm, "spm", "transport", "fast"), spm.CARD),
+            _settled("gated-uce", uce.GatedUce, uce.UceSettings(), uce.GATED_CARD),
+            _membranes("spm-reference", _reference, ReferenceSettings(), spm_reference.CARD),
+            _membranes("spm-paper", partial(_spm, "paper"), TrainConfig.from_preset("paper"), spm.PAPER_CARD),
+            _membranes("spm", partial(_spm, "transport"), TrainConfig(), spm.CARD),
         ]
     )
 
@@ -165,9 +220,11 @@ def card(name: str) -> Card:
 
 def card_table() -> str:
     """Return the cards of this package's erasers as a Markdown table; docs/evaluation.md holds it."""
-    lines = ["| eraser | source | settings | tuned |", "| --- | --- | --- | --- |"]
+    lines = ["| eraser | source | settings | tuned | compared with |", "| --- | --- | --- | --- | --- |"]
     for name, found in _in_tree().items():
-        argument = f":{found.argument.replace('|', '/')}" if found.argument else ""
+        argument = f":{found.argument.replace('|', '/')}" if found.argument and _CHANGES not in found.argument else ""
         shown = found.card
-        lines.append(f"| `{name}{argument}` | {shown.paper} | {shown.defaults} | {shown.tuned} |")
+        changes = ", ".join(f"{field_} {value}" for field_, value in found.tuned.items())
+        tuned = f"{shown.tuned}; `{name}:tuned`: {changes}" if changes else shown.tuned
+        lines.append(f"| `{name}{argument}` | {shown.paper} | {shown.defaults} | {tuned} | {shown.checked} |")
     return "\n".join(lines)

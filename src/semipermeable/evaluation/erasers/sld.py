@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from semipermeable.concept import Concept
+from semipermeable.errors import ArchitectureError
 from semipermeable.evaluation.erasers.gates import PromptGate, as_list, fit_gates
 from semipermeable.evaluation.erasers.negative_prompt import names_text
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import bare_denoiser
-from semipermeable.hosts import Host, host_for
+from semipermeable.hosts import Condition, Host, UNetHost, host_for
 from semipermeable.membrane import Json
 
 __all__ = ["CARD", "GATED_CARD", "STRENGTHS", "Sld", "SldSettings", "SldStrength"]
@@ -39,11 +40,13 @@ CARD = Card(
     paper="Schramowski et al. 2023, Safe Latent Diffusion, CVPR, arXiv 2211.05105",
     defaults="the four published settings; the concept's names, joined by commas, are the text to avoid",
     tuned="nothing; δ, published for 50 steps, is scaled to the number of steps drawn",
+    checked="ml-research/safe-latent-diffusion, sld/sld_pipeline.py, and SafetyConfig of diffusers 0.42",
 )
 GATED_CARD = Card(
     paper=CARD.paper,
     defaults="SLD's settings, in rows where this package's calibrated gate opens",
     tuned="nothing; the gate is fitted per concept as for a membrane",
+    checked="as `sld`",
 )
 SldStrength = Literal["weak", "medium", "strong", "max"]
 _PUBLISHED_STEPS = 50
@@ -66,7 +69,7 @@ class SldSettings:
 
 
 STRENGTHS: Mapping[SldStrength, SldSettings] = {
-    "weak": SldSettings(scale=200, threshold=0.0, warmup=15, momentum_scale=0.0, momentum=0.0),
+    "weak": SldSettings(scale=20, threshold=0.0, warmup=15, momentum_scale=0.0, momentum=0.0),
     "medium": SldSettings(scale=1000, threshold=0.01, warmup=10, momentum_scale=0.3, momentum=0.4),
     "strong": SldSettings(scale=2000, threshold=0.025, warmup=7, momentum_scale=0.5, momentum=0.7),
     "max": SldSettings(scale=5000, threshold=1.0, warmup=0, momentum_scale=0.5, momentum=0.7),
@@ -96,17 +99,18 @@ class _Steering:
 
     Args:
         host: of the pipeline.
-        condition: ε(S)'s text condition per prompt, shape (prompts, sequence, dim).
+        condition: ε(S)'s condition, one row per prompt.
         acting: which prompts are steered, shape (prompts,).
         settings: hyper-parameters.
         warmup: δ in steps of this generation.
     """
 
-    def __init__(self, host: Host, condition: Tensor, acting: Tensor, settings: SldSettings, warmup: int) -> None:
+    def __init__(self, host: Host, condition: Condition, acting: Tensor, settings: SldSettings, warmup: int) -> None:
         self._host, self._condition, self._acting = host, condition, acting
         self._settings, self._warmup = settings, warmup
         self._momentum: Tensor | None = None
         self._seen: dict[float, None] = {}
+        self._asking = False
 
     def view(self, denoiser: nn.Module) -> nn.Module:
         """Return a view of the denoiser whose calls are steered; the denoiser stays as it is."""
@@ -115,23 +119,28 @@ class _Steering:
         @functools.wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
-            _, conditional = self._host.call_rows(args, kwargs)
-            if all(conditional) or not bool(self._acting.any()):
+            conditional = self._host.call_rows(args, kwargs).conditional
+            if self._asking or all(conditional) or not bool(self._acting.any()):
                 return output
             latents = args[0] if args else kwargs["sample"]
             timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-            return (self._steered(inner, output[0], latents, timestep, torch.tensor(conditional)),)
+            return (self._steered(output[0], latents, timestep, torch.tensor(conditional)),)
 
         object.__setattr__(view, "forward", forward)
         return view
 
-    def _steered(self, inner: Any, predicted: Tensor, latents: Tensor, timestep: Tensor, conditional: Tensor) -> Tensor:
+    def _steered(self, predicted: Tensor, latents: Tensor, timestep: Tensor, conditional: Tensor) -> Tensor:
         """Return the predictions with γ_t taken off the conditional rows that are steered."""
         rows = conditional.to(predicted.device)
         empty, prompt = predicted[~rows], predicted[rows]
         repeats = len(prompt) // len(self._condition)
-        condition = self._condition.repeat_interleave(repeats, 0).to(predicted)
-        concept = inner(latents[rows], timestep, encoder_hidden_states=condition, return_dict=False)[0]
+        self._asking = True
+        try:
+            concept = self._host.predict(
+                latents[rows], timestep.expand(len(prompt)), self._condition.repeat_each(repeats)
+            )
+        finally:
+            self._asking = False
         momentum = torch.zeros_like(concept) if self._momentum is None else self._momentum
         guidance, self._momentum = safety_guidance(empty, prompt, concept, momentum, self._settings)
         self._seen.setdefault(float(timestep))
@@ -160,6 +169,12 @@ class _Guided:
     def applied(self, pipe: Any) -> Generator[Draw, None, None]:
         """See `Erasure`."""
         denoiser, host = bare_denoiser(pipe), host_for(pipe)
+        if not isinstance(host, UNetHost):
+            raise ArchitectureError(
+                f"SLD steers inside one call that holds unconditional and conditional rows of a UNet; {host.describes} "
+                "are guided otherwise. Choose another eraser."
+            )
+        (name,) = host.denoiser_names
 
         def erased(prompt: str | Sequence[str], *, num_inference_steps: int = _PUBLISHED_STEPS, **options: Any) -> Any:
             prompts = as_list(prompt)
@@ -168,11 +183,11 @@ class _Guided:
             acting = torch.tensor([bool(found) for found in asked])
             warmup = round(self.settings.warmup * num_inference_steps / _PUBLISHED_STEPS)
             steering = _Steering(host, condition, acting, self.settings, warmup)
-            setattr(pipe, host.denoiser_name, steering.view(denoiser))
+            setattr(pipe, name, steering.view(denoiser))
             try:
                 return pipe(prompts, num_inference_steps=num_inference_steps, **options)
             finally:
-                setattr(pipe, host.denoiser_name, denoiser)
+                setattr(pipe, name, denoiser)
 
         yield erased
 

@@ -13,12 +13,15 @@ from typing import Any, Literal
 from semipermeable.concept import Concept
 from semipermeable.equip import attach
 from semipermeable.errors import UnknownNameError, closest
+from semipermeable.evaluation.erasers.gates import Opening, decided
 from semipermeable.evaluation.erasers.protocol import Card, Draw
-from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
+from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
 from semipermeable.files import load
 from semipermeable.files.native import to_bytes
 from semipermeable.membrane import Json, Membrane
+from semipermeable.permeability import resolve
 from semipermeable.training import TrainConfig, erase
+from semipermeable.training.workshop import Workshop
 
 __all__ = ["CARD", "OPEN_CARD", "PAPER_CARD", "Equipped", "Rule", "Spm", "membranes_for"]
 
@@ -29,16 +32,19 @@ CARD = Card(
     paper=_PAPER + "with this package's training and gate",
     defaults='preset "fast" of TrainConfig, calibrated gate ("transport"), unless a membrane file is given',
     tuned="the preset was tuned on objects and styles of the bundled model; see docs/training.md",
+    checked="this package's own",
 )
 OPEN_CARD = Card(
     paper=CARD.paper,
     defaults='preset "fast" of TrainConfig, held open on every conditional row, unless a membrane file is given',
     tuned=CARD.tuned,
+    checked=CARD.checked,
 )
 PAPER_CARD = Card(
     paper=_PAPER + "as published",
     defaults='preset "paper" of TrainConfig (3,000 steps, λ 1e3, η 1), gate of Eq. 10 and 11, unless a file is given',
-    tuned="nothing",
+    tuned="nothing; one cosine, where the released configuration restarts it three times",
+    checked="Con6924/SPM, src/configs/config.py, configs/pikachu/config.yaml and prompt.yaml, train_spm.py",
 )
 
 
@@ -65,6 +71,19 @@ def membranes_for(concepts: Sequence[Concept], files: Sequence[str]) -> tuple[Me
 
 
 @dataclass(frozen=True, eq=False)
+class _RuleGate:
+    """Membranes' own gates under a rule."""
+
+    membranes: tuple[Membrane, ...]
+    rule: Rule
+
+    def openings(self, pipe: Any, prompts: Sequence[str]) -> list[list[Opening]]:
+        """See `Gate`."""
+        concepts = [(membrane.concept, membrane.gate) for membrane in self.membranes]
+        return decided(pipe, concepts, prompts, resolve(self.rule))
+
+
+@dataclass(frozen=True, eq=False)
 class Equipped:
     """An erasure by membranes.
 
@@ -82,6 +101,11 @@ class Equipped:
     def stored_bytes(self) -> int:
         """Size of the membranes' files."""
         return sum(len(to_bytes(membrane)) for membrane in self.membranes)
+
+    @property
+    def gate(self) -> _RuleGate | None:
+        """What its prompts open; None if it is held open."""
+        return None if self.rule == "open" else _RuleGate(self.membranes, self.rule)
 
     @contextmanager
     def applied(self, pipe: Any) -> Generator[Draw, None, None]:
@@ -111,17 +135,31 @@ class Spm:
         """See `Eraser`."""
         return self.rule != "open"
 
-    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
-        """See `Eraser`."""
-        subjects = subjects_of(pipe, concepts)
-        completed = [subject.concept for subject in subjects]
-        membranes = (
-            membranes_for(completed, self.files)
-            if self.files
-            else tuple(erase(pipe, one, config=self.training, seed=seed, progress=progress) for one in completed)
+    @property
+    def recipe(self) -> dict[str, Json] | None:
+        """What decides a membrane beside concept and seed; None where files hold them (see `artefacts`)."""
+        return None if self.files else {"membrane": self.training.to_json()}
+
+    def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
+        """Train the membrane of one concept."""
+        return erase(
+            workshop.host.pipe, subject.concept, config=self.training, seed=seed, progress=progress, workshop=workshop
         )
+
+    def equipped(self, subjects: Sequence[Subject], membranes: Sequence[Membrane], seed: int) -> Equipped:
+        """Return the erasure by some membranes, one per subject."""
         source: dict[str, Json] = {"training": self.training.to_json()}
         if self.files:
             source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
         config = configuration(self.name, subjects, None if self.files else seed, rule=self.rule, **source)
-        return Equipped(config, membranes, self.rule)
+        return Equipped(config, tuple(membranes), self.rule)
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
+        """See `Eraser`."""
+        subjects = subjects_of(pipe, concepts)
+        if self.files:
+            membranes = membranes_for([subject.concept for subject in subjects], self.files)
+        else:
+            workshop = Workshop(pipe)
+            membranes = tuple(self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects)
+        return self.equipped(subjects, membranes, seed)

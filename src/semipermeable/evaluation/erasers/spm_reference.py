@@ -26,19 +26,21 @@ from semipermeable.evaluation.erasers.gates import as_list
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.reference_training import ReferenceSettings, train_as_reference
 from semipermeable.evaluation.erasers.spm import membranes_for
-from semipermeable.evaluation.erasers.subjects import configuration, subjects_of
+from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import bare_denoiser
 from semipermeable.files.native import to_bytes
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import GatedConcept, PaperTransport
+from semipermeable.training.workshop import Workshop
 
-__all__ = ["CARD", "SpmReference", "cross_summed"]
+__all__ = ["CARD", "Folded", "SpmReference", "cross_summed"]
 
 CARD = Card(
     paper="Lyu et al. 2024 (SPM), CVPR, arXiv 2312.16145; as its released code behaves",
     defaults="the paper's settings; γ of the first prompt for all rows, squared, summed with cross terms",
-    tuned="nothing",
+    tuned="nothing; resolution is not drawn at random and the optimiser is not of 8 bits",
+    checked="Con6924/SPM, train_spm.py, src/configs/config.py, src/engine/train_util.py",
 )
 
 
@@ -58,14 +60,20 @@ def cross_summed(membranes: Sequence[Membrane], gamma: Sequence[float]) -> dict[
 
 
 @dataclass(frozen=True, eq=False)
-class _Folded:
-    """Membranes that are folded into the weights for each call."""
+class Folded:
+    """Membranes that are folded into the weights for each call.
+
+    Args:
+        config: see `Erasure`.
+        membranes: one per concept.
+    """
 
     config: Mapping[str, Json]
     membranes: tuple[Membrane, ...]
 
     @property
     def stored_bytes(self) -> int:
+        """Size of the membranes' files."""
         return sum(len(to_bytes(membrane)) for membrane in self.membranes)
 
     @contextmanager
@@ -95,24 +103,36 @@ class SpmReference:
     Args:
         training: how membranes are trained where no file is given.
         files: membrane files, one per concept; () trains.
+        name: see `Eraser`.
     """
 
     training: ReferenceSettings = field(default_factory=ReferenceSettings)
     files: tuple[str, ...] = ()
-    name = "spm-reference"
+    name: str = "spm-reference"
     gated = True
 
-    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> _Folded:
-        """See `Eraser`."""
-        subjects = subjects_of(pipe, concepts)
-        completed = [subject.concept for subject in subjects]
+    @property
+    def recipe(self) -> dict[str, Json] | None:
+        """What decides a membrane beside concept and seed; None where files hold them (see `artefacts`)."""
+        return None if self.files else {"spm-reference": dataclasses.asdict(self.training)}
+
+    def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
+        """Train the membrane of one concept."""
+        return train_as_reference(workshop.host.pipe, subject.concept, self.training, seed=seed, progress=progress)
+
+    def equipped(self, subjects: Sequence[Subject], membranes: Sequence[Membrane], seed: int) -> Folded:
+        """Return the erasure by some membranes, one per subject."""
         source: dict[str, Json] = {"training": dataclasses.asdict(self.training)}
         if self.files:
-            membranes = membranes_for(completed, self.files)
             source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
+        return Folded(configuration(self.name, subjects, None if self.files else seed, **source), tuple(membranes))
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Folded:
+        """See `Eraser`."""
+        subjects = subjects_of(pipe, concepts)
+        if self.files:
+            membranes = membranes_for([subject.concept for subject in subjects], self.files)
         else:
-            membranes = tuple(
-                train_as_reference(pipe, one, self.training, seed=seed, progress=progress) for one in completed
-            )
-        config = configuration(self.name, subjects, None if self.files else seed, **source)
-        return _Folded(config, membranes)
+            workshop = Workshop(pipe)
+            membranes = tuple(self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects)
+        return self.equipped(subjects, membranes, seed)

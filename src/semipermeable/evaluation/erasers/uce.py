@@ -20,32 +20,27 @@ from torch import Tensor
 
 from semipermeable.concept import Concept
 from semipermeable.equip import attach
-from semipermeable.evaluation.erasers.cross_attention import (
-    edit_all,
-    joined,
-    kept_moment,
-    remap,
-    state_pairs,
-    text_sites,
-)
+from semipermeable.evaluation.erasers.cross_attention import Problem, text_sites
 from semipermeable.evaluation.erasers.gates import PromptGate, fit_gates
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.subjects import Subject, bytes_of, configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import WeightErasure
-from semipermeable.hosts import host_for
 from semipermeable.membrane import Json, Membrane
 
 __all__ = ["CARD", "GATED_CARD", "GatedUce", "Uce", "UceSettings", "uce_weights"]
 
 CARD = Card(
     paper="Gandikota et al. 2024, Unified Concept Editing in Diffusion Models, WACV, arXiv 2308.14761",
-    defaults="kept states weighted 0.1, ridge 0.1, as its authors' code; destination: the surrogate in the caption",
+    defaults="kept states weighted 0.1, ridge 0.5; destination: the surrogate in the caption",
     tuned="nothing; states come from the captions that every eraser here is given, not from its authors' templates",
+    checked="rohitgandikota/unified-concept-editing, train-scripts/train_erase.py; the later trainscripts/"
+    "uce_sd_erase.py weighs kept states 1 and takes the last token alone",
 )
 GATED_CARD = Card(
     paper=CARD.paper,
     defaults="one edit per concept with UCE's settings, on the rows where this package's calibrated gate opens",
     tuned="nothing; the gate is fitted per concept as for a membrane",
+    checked="as `uce`",
 )
 _NEGLIGIBLE = 1e-6
 """Singular values of an edit below this share of the largest are rounding noise of fp32 weights."""
@@ -57,7 +52,7 @@ class UceSettings:
 
     keep_weight: float = 0.1
     """κ, weight of each state to keep."""
-    ridge: float = 0.1
+    ridge: float = 0.5
     """λ, weight of ‖W' − W‖²."""
 
 
@@ -69,15 +64,8 @@ def uce_weights(pipe: Any, subjects: Sequence[Subject], settings: UceSettings) -
         subjects: erased jointly.
         settings: weights.
     """
-    host = host_for(pipe)
-    pairs = joined(state_pairs(host, subjects))
-    kept = settings.keep_weight * kept_moment(host, subjects)
-
-    def edit(weight: Tensor) -> Tensor:
-        goal = pairs.surrogate.double() @ weight.cpu().double().T
-        return remap(weight, pairs.target, goal, kept, ridge=settings.ridge)
-
-    return edit_all(pipe, edit)
+    problem = Problem(pipe, tuple(subjects))
+    return problem.remapped(problem.states(), keep_weight=settings.keep_weight, ridge=settings.ridge)
 
 
 @dataclass(frozen=True)
@@ -86,17 +74,17 @@ class Uce:
 
     Args:
         settings: weights.
+        name: see `Eraser`.
     """
 
     settings: UceSettings = UceSettings()
-    name = "uce"
+    name: str = "uce"
     gated = False
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> WeightErasure:  # noqa: ARG002
         """See `Eraser`."""
-        subjects = subjects_of(pipe, concepts)
-        config = configuration(self.name, subjects, None, **asdict(self.settings))
-        return WeightErasure(config, uce_weights(pipe, subjects, self.settings))
+        problem = Problem.of(pipe, concepts)
+        return problem.erasure(self.name, uce_weights(pipe, problem.subjects, self.settings), asdict(self.settings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +113,11 @@ class GatedUce:
 
     Args:
         settings: weights.
+        name: see `Eraser`.
     """
 
     settings: UceSettings = UceSettings()
-    name = "gated-uce"
+    name: str = "gated-uce"
     gated = True
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> _GatedEdits:  # noqa: ARG002

@@ -27,12 +27,13 @@ def bare_denoiser(pipe: Any) -> nn.Module:
     Raises:
         AttachError: if membranes are attached, or it is compiled or fused, so that weights may not be read.
     """
-    denoiser = host_for(pipe).denoiser
-    owner = view_owner(denoiser)
-    if owner is not None:
-        raise AttachError(f"this pipeline holds {owner!r}; detach it before other weights are put in")
-    refuse_rewritten(denoiser)
-    return denoiser
+    host = host_for(pipe)
+    for part in host.denoisers.values():
+        owner = view_owner(part)
+        if owner is not None:
+            raise AttachError(f"this pipeline holds {owner!r}; detach it before other weights are put in")
+        refuse_rewritten(part)
+    return host.denoiser
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from semipermeable.evaluation.scores.accuracy import CanvasHits, canvas_hits, erasing_harmonic, harmonic_mean
 from semipermeable.evaluation.scores.bootstrap import Estimate, Resampling, paired_difference
 from semipermeable.evaluation.scores.clip_scores import clip_error_rate, clip_errors, clip_scores
+from semipermeable.evaluation.scores.copies import copied, cosine_similarities, pixel_similarities
 from semipermeable.evaluation.scores.distances import Moments, frechet_distance, kernel_distance, moments_of
 from semipermeable.evaluation.scores.figures import (
     FIGURES,
@@ -30,6 +31,8 @@ __all__ = [
     "clip_error_rate",
     "clip_errors",
     "clip_scores",
+    "copied",
+    "cosine_similarities",
     "differences_of",
     "erasing_harmonic",
     "figure_of",
@@ -42,5 +45,6 @@ __all__ = [
     "paired_difference",
     "perceptual_distances",
     "pixel_drift",
+    "pixel_similarities",
     "resample",
 ]

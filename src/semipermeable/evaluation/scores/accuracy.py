@@ -33,27 +33,39 @@ class CanvasHits:
         right: what was asked for in the concept's domain is seen.
         crossed: rows that ask for something in the other domain.
         other_right: what was asked for there is seen.
+        judged: rows that ask for something in the concept's domain, which a judge looked at; None is all.
     """
 
     asks: Tensor
     right: Tensor
     crossed: Tensor
     other_right: Tensor
+    judged: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """Rows behind target accuracy and UA."""
+        return self.asks if self.judged is None else self.asks & self.judged
+
+    @property
+    def kept(self) -> Tensor:
+        """Rows behind IRA."""
+        return ~self.asks if self.judged is None else ~self.asks & self.judged
 
     @property
     def target(self) -> Rate:
         """Target accuracy: share of the concept's pictures in which it is seen."""
-        return _share(self.right, self.asks)
+        return _share(self.right, self.targets)
 
     @property
     def ua(self) -> Rate:
         """Unlearning accuracy."""
-        return _share(~self.right, self.asks)
+        return _share(~self.right, self.targets)
 
     @property
     def ira(self) -> Rate:
         """In-domain retain accuracy."""
-        return _share(self.right, ~self.asks)
+        return _share(self.right, self.kept)
 
     @property
     def cra(self) -> Rate:
@@ -63,16 +75,16 @@ class CanvasHits:
 
 def canvas_hits(
     asked: Sequence[str | None],
-    seen: Sequence[str],
+    seen: Sequence[str | None],
     asked_other: Sequence[str | None],
-    seen_other: Sequence[str],
+    seen_other: Sequence[str | None],
     asks: Sequence[bool],
 ) -> CanvasHits:
     """Compare what was asked for with what a judge sees.
 
     Args:
-        asked: per row, the class asked for in the erased concepts' domain.
-        seen: per row, the judge's verdict there.
+        asked: per row, the class asked for in the erased concepts' domain; None where nothing is, or nobody judges.
+        seen: per row, the judge's verdict there; None is nothing.
         asked_other: per row, the class asked for in the other domain; None where the prompt leaves it open.
         seen_other: per row, the verdict there.
         asks: per row, whether it asks for an erased class.
@@ -86,13 +98,19 @@ def canvas_hits(
     return CanvasHits(
         torch.tensor(list(asks), dtype=torch.bool),
         _equal(asked, seen),
-        torch.tensor([name is not None for name in asked_other], dtype=torch.bool),
+        _there(asked_other),
         _equal(asked_other, seen_other),
+        _there(asked),
     )
 
 
-def _equal(asked: Sequence[str | None], seen: Sequence[str]) -> Tensor:
-    return torch.tensor([name == verdict for name, verdict in zip(asked, seen, strict=True)], dtype=torch.bool)
+def _there(asked: Sequence[str | None]) -> Tensor:
+    return torch.tensor([name is not None for name in asked], dtype=torch.bool)
+
+
+def _equal(asked: Sequence[str | None], seen: Sequence[str | None]) -> Tensor:
+    pairs = zip(asked, seen, strict=True)
+    return torch.tensor([name is not None and name == verdict for name, verdict in pairs], dtype=torch.bool)
 
 
 def _share(hits: Tensor, mask: Tensor) -> Rate:

@@ -16,6 +16,10 @@ from torch import Tensor
 __all__ = ["Moments", "frechet_distance", "kernel_distance", "moments_of"]
 
 
+_STRIP = 1024
+"""Rows of the kernel's matrix at a time: 30,000 pictures would need 7 GB at once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and covariance of a set of features, float64.
@@ -73,15 +77,17 @@ def kernel_distance(first: Tensor, second: Tensor, *, paired: bool = False) -> f
     if min(len(first), len(second)) < 2 or first.shape[1] != second.shape[1] or (paired and len(first) != len(second)):
         raise ValueError(f"two sets of features expected, found {tuple(first.shape)} and {tuple(second.shape)}")
     x, y = first.double(), second.double()
-    within = _off_diagonal_mean(_kernel(x, x)) + _off_diagonal_mean(_kernel(y, y))
-    across = _kernel(x, y)
-    return float(within - 2 * (_off_diagonal_mean(across) if paired else across.mean()))
+    return float(_mean(x, x, True) + _mean(y, y, True) - 2 * _mean(x, y, paired))
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _off_diagonal_mean(gram: Tensor) -> Tensor:
-    n = len(gram)
-    return (gram.sum() - gram.trace()) / (n * (n - 1))
+def _mean(x: Tensor, y: Tensor, off_diagonal: bool) -> Tensor:
+    """Return the mean of the kernel over all pairs, or all but the diagonal, a strip of rows at a time."""
+    total = torch.stack([_kernel(strip, y).sum() for strip in x.split(_STRIP)]).sum()
+    if not off_diagonal:
+        return total / (len(x) * len(y))
+    diagonal = ((x * y).sum(1) / x.shape[1] + 1) ** 3
+    return (total - diagonal.sum()) / (len(x) * (len(x) - 1))

@@ -1,0 +1,39 @@
+"""Draw the committed tables: every experiment that has no result yet.
+
+    python benchmarks/bench.py                      # all tables; hours
+    python benchmarks/bench.py --tables quick       # a few minutes
+    python benchmarks/bench.py --tables main --workers 2
+
+Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
+and trained artefacts to `out/bench`.
+"""
+
+import argparse
+from pathlib import Path
+
+from semipermeable.cli.options import progress_bar, silence_libraries
+from semipermeable.evaluation.experiments import Folders, run_experiments
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+def main():
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="*", default=[], help="folders of experiments/; none is all but quick")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--experiments", type=Path, default=HOME / "experiments")
+    parser.add_argument("--results", type=Path, default=HOME / "results")
+    parser.add_argument("--out", type=Path, default=HOME / "out" / "bench")
+    arguments = parser.parse_args()
+    silence_libraries()
+    folders = Folders(experiments=arguments.experiments, results=arguments.results, out=arguments.out)
+    tables = arguments.tables or [
+        path.name for path in sorted(arguments.experiments.iterdir()) if path.is_dir() and path.name != "quick"
+    ]
+    for path in run_experiments(folders, bar=progress_bar, tables=tables, workers=arguments.workers):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

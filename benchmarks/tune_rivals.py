@@ -1,0 +1,185 @@
+"""Find settings for rivals on the bundled model, on concepts that no table contains.
+
+    python benchmarks/tune_rivals.py                      # everything that is missing, cheap erasers first
+    python benchmarks/tune_rivals.py --only uce rece      # some of them
+    python benchmarks/tune_rivals.py --seeds 2            # more pictures
+
+Each candidate erases "cat" and "neon", one at a time, and draws 16 pictures for each in 12 steps: half of the concept,
+half of others, near twins first. Candidates are compared by the harmonic mean of UA, IRA and CRA. Shards lie in
+`out/tune` and are never drawn twice, so that a stopped run goes on; `benchmarks/results/tune_rivals.json` holds every
+candidate, and the best of each eraser, which is also written to `erasers/tuned.json`, where `NAME:tuned` is read from,
+and to the table of `docs/evaluation.md`. Afterwards `write_experiments.py` adds the experiments of what was found.
+"""
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from semipermeable import zoo
+from semipermeable.cli.options import progress_bar, silence_libraries
+from semipermeable.evaluation.benchmarks.emoji import Sheaf, bound
+from semipermeable.evaluation.benchmarks.plan import Sampler
+from semipermeable.evaluation.environment import describe_environment
+from semipermeable.evaluation.erasers.registry import card_table
+from semipermeable.evaluation.erasers.tuned import FOUND, tuned_settings
+from semipermeable.evaluation.runner import RunPlan, Tools, run
+
+RESULTS = Path(__file__).parent / "results" / "tune_rivals.json"
+PAGE = Path(__file__).parent.parent / "docs" / "evaluation.md"
+CONCEPTS = ("cat", "neon")
+PER_ROLE = 8
+GRID = {
+    "uce": [
+        "uce",
+        "uce:keep_weight=0.02",
+        "uce:keep_weight=1",
+        "uce:ridge=0.05",
+        "uce:ridge=5",
+        "uce:keep_weight=1,ridge=5",
+        "uce:keep_weight=0.02,ridge=0.05",
+    ],
+    "mace-closed-form": [
+        "mace-closed-form",
+        "mace-closed-form:ridge=0.1",
+        "mace-closed-form:keep_weight=0.1,ridge=0.1",
+        "mace-closed-form:keep_weight=0.02,ridge=0.1",
+        "mace-closed-form:keep_weight=1,ridge=0.1",
+    ],
+    "speed": [
+        "speed",
+        "speed:edited=kv",
+        "speed:threshold=1",
+        "speed:edited=kv,threshold=1",
+        "speed:edited=kv,threshold=0.01",
+        "speed:edited=kv,threshold=0.0001",
+    ],
+    "rece": [
+        "rece",
+        "rece:num_rounds=3,recall_ridge=0.1",
+        "rece:num_rounds=2",
+        "rece:keep_weight=1",
+        "rece:keep_weight=1,num_rounds=2",
+        "rece:keep_weight=1,ridge=5,num_rounds=2",
+    ],
+    "concept-ablation": [
+        f"concept-ablation:num_pictures=64,sampling_steps=20,num_steps={steps},learning_rate={rate}"
+        for steps, rate in ((100, 1e-4), (100, 1e-3), (200, 3e-4), (200, 1e-3))
+    ],
+    "esd-x": [
+        f"esd-x:sampling_steps=20,num_steps={steps},learning_rate={rate},negative_guidance={eta}"
+        for steps, rate, eta in ((200, 1e-4, 1.0), (200, 3e-4, 1.0), (200, 1e-3, 1.0), (200, 3e-4, 2.0))
+    ],
+    "esd-u": [
+        f"esd-u:sampling_steps=20,num_steps={steps},learning_rate={rate},negative_guidance={eta}"
+        for steps, rate, eta in ((200, 3e-5, 1.0), (200, 1e-4, 1.0), (200, 3e-4, 1.0))
+    ],
+    "leco": [
+        f"leco:sampling_steps=20,num_steps={steps},learning_rate={rate}"
+        for steps, rate in ((200, 1e-3), (200, 3e-3), (200, 1e-2))
+    ],
+    "spm-paper": [
+        f"spm-paper:num_steps={steps},warmup_steps={steps // 6},learning_rate={rate},anchor_weight={weight}"
+        for steps, rate, weight in ((300, 1e-3, 1e3), (300, 3e-3, 1e3), (300, 3e-3, 30.0))
+    ],
+    "spm-reference": [
+        f"spm-reference:num_steps={steps},warmup_steps={steps // 6},learning_rate={rate},anchor_weight={weight}"
+        for steps, rate, weight in ((300, 1e-3, 1e3), (300, 3e-3, 1e3), (300, 3e-3, 30.0))
+    ],
+}
+"""Eraser to candidates; those in closed form, which take seconds, first."""
+
+
+def tuning_benchmark():
+    """The pictures that candidates are compared on."""
+    sheaf = Sheaf(zoo.spec("emoji"), "emoji-tuning@1")
+    spec, looks = sheaf.spec, len(sheaf.spec.styles)
+    name, style = CONCEPTS
+    twins = spec.object(name).twins[:4]
+    others = [*twins, *sheaf.others(name, without=(name, *twins))]
+    rows = [sheaf.row("target", "plain", name, spec.styles[i % looks], i) for i in range(PER_ROLE)]
+    rows += [
+        sheaf.row("kept", "twin" if others[i] in twins else "other", others[i], spec.styles[i % looks], i)
+        for i in range(PER_ROLE)
+    ]
+    cases = [sheaf.case(name, "object", [name], rows)]
+    things, kept = sheaf.others(style, without=()), [other for other in spec.styles if other != style]
+    rows = [sheaf.row("target", "plain", things[i], style, i) for i in range(PER_ROLE)]
+    rows += [sheaf.row("kept", "other", things[PER_ROLE + i], kept[i % len(kept)], i) for i in range(PER_ROLE)]
+    cases.append(sheaf.case(style, "style", [style], rows))
+    sampler = Sampler(steps=12, batch_size=2 * PER_ROLE)
+    return bound(sheaf, "Settings of rivals are chosen by these pictures.", cases, sampler)
+
+
+def figures_of(path):
+    """What a candidate is judged by."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    figures = {name: content["figures"][name]["value"] for name in ("harmonic", "ua", "ira", "cra")}
+    return {"eraser": content["eraser"], **figures, "prepare_seconds": content["costs"]["prepare_seconds"]}
+
+
+def recorded(found, seeds, device):
+    """Write what has been found so far; the first of the best candidates wins."""
+    earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    tried = {**earlier.get("tried", {}), **found}
+    best = {name: max(candidates, key=lambda one: one["harmonic"])["eraser"] for name, candidates in tried.items()}
+    content = {
+        "concepts": CONCEPTS,
+        "pictures": 2 * 2 * PER_ROLE * seeds,
+        "best": best,
+        "tried": tried,
+        "device": device,
+        "environment": describe_environment(),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    fields = {name: words for name, spec in best.items() if (words := spec_fields(spec))}
+    FOUND.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    tuned_settings.cache_clear()
+    page = re.sub(
+        r"\| eraser \| source .*?(?=\n\n)", lambda _: card_table(), PAGE.read_text(encoding="utf-8"), flags=re.S
+    )
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def spec_fields(spec):
+    """The fields that a spec string changes."""
+    _, _, words = spec.partition(":")
+    changes = (word.partition("=") for word in words.split(",") if word)
+    return {field: json.loads(value) if value[:1] in "0123456789-" else value for field, _, value in changes}
+
+
+def main():
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=GRID, default=list(GRID))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("out/tune"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    silence_libraries()
+    benchmark = tuning_benchmark()
+    # One model and one panel for all runs; each candidate is written down as soon as it is judged.
+    plan = RunPlan(benchmark=benchmark, erasers=(), seeds=arguments.seeds)
+    pipe = Tools().load(benchmark.model, plan.device, plan.dtype)
+    panel = Tools().panel(benchmark, plan.judges)
+    tools = Tools(load=lambda *_: pipe, panel=lambda *_: panel)
+    for name in arguments.only:
+        found = []
+        for spec in GRID[name]:
+            _, path = run(replace(plan, erasers=(spec,)), arguments.out, bar=progress_bar, tools=tools)
+            found.append(figures_of(path))
+            recorded({name: found}, arguments.seeds, plan.device)
+            one = found[-1]
+            print(
+                f"{one['harmonic']:.3f}  ua {one['ua']:.2f} ira {one['ira']:.2f} cra {one['cra']:.2f}  {spec}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Write a file for every experiment of the tables that has none; files that exist are left as they are.
+
+    python benchmarks/write_experiments.py
+
+Rivals run at the settings of their papers and, where `tune_rivals.py` found others, at those. What takes hours to train
+at a paper's settings runs on objects and styles alone; rivals that are trained erase at most five concepts at once.
+"""
+
+from pathlib import Path
+
+from semipermeable.evaluation.benchmarks import benchmark
+from semipermeable.evaluation.erasers.tuned import tuned_settings
+from semipermeable.evaluation.experiments import Experiment
+from semipermeable.evaluation.results import file_slug
+
+HOME = Path(__file__).resolve().parent.parent / "experiments"
+CHEAP = [
+    "noop",
+    "negative-prompt",
+    *(f"{gate}sld:{strength}" for gate in ("", "gated-") for strength in ("weak", "medium", "strong", "max")),
+    *("uce", "rece", "mace-closed-form", "speed", "gated-uce", "prompt-substitution", "gated-negative-prompt"),
+    *("spm", "spm-open", "spm:num_steps=0", "spm-open:num_steps=0"),
+]
+TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-reference"]
+ABLATIONS = [
+    "noop",
+    *(f"spm-open:rank={rank}" for rank in (1, 2, 4, 8)),
+    *(f"spm-open:negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)),
+    *(f"{rule}:num_anchors={anchors}" for rule in ("spm-open", "spm") for anchors in (0, 8)),
+    *(f"{rule}:num_anchors={anchors},closed_form=false" for rule in ("spm-open", "spm") for anchors in (0, 8)),
+]
+"""The paper's Table 3 (dimension), Table 5 (η) and Table 4 (anchoring and transport, with and without our start)."""
+
+
+def tuned(names):
+    """The variants of some erasers that the search found."""
+    return [f"{name}:tuned" for name in names if name in tuned_settings()]
+
+
+def planned():
+    """All experiments, with the folder of each."""
+    cheap = [*CHEAP, *tuned(CHEAP)]
+    for name in ("emoji-objects", "emoji-styles"):
+        yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *TRAINED, *tuned(TRAINED)])
+    for name in ("emoji-neighbours", "emoji-wordings"):
+        yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *tuned(TRAINED)])
+    for name in ("emoji-many", "emoji-memorised"):
+        yield from ((name, "main", spec, 3, ()) for spec in cheap)
+    few = ["noop", "spm", "spm-open", *tuned(["uce", *TRAINED])]
+    yield from (("emoji-many", "few", spec, 3, ("1-at-once", "5-at-once")) for spec in few)
+    yield from (("emoji-objects", "ablation", spec, 2, ("horse", "apple", "car")) for spec in ABLATIONS)
+    yield from (("emoji-styles", "ablation", spec, 2, ("3d", "pencil-sketch")) for spec in ABLATIONS)
+    quick = ["noop", "negative-prompt", "uce", "gated-uce", "spm:num_steps=0", "spm-open:num_steps=0", "spm"]
+    yield from (("emoji-objects", "quick", spec, 1, ("horse",)) for spec in quick)
+
+
+def main():
+    """Write what is missing."""
+    keys = {}
+    for name, table, spec, seeds, cases in planned():
+        key = keys.setdefault(name, benchmark(name).key)
+        path = HOME / table / key / f"{file_slug(spec)}.toml"
+        if path.exists():
+            continue
+        experiment = Experiment(table=table, benchmark=key, eraser=spec, seeds=seeds, cases=cases)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(experiment.to_toml(), encoding="utf-8")
+        print(path.relative_to(HOME.parent))
+
+
+if __name__ == "__main__":
+    main()
