@@ -1,0 +1,235 @@
+"""The pipeline and the membranes in it: decides γ for every row, and draws rows with different policies in one call.
+
+γ of row r and membrane c is decided before the call, from the row's text by the rule of the row's own plan; it is 0 for
+every membrane that the plan does not hold. The strengths are then given to the attachment row by row: two rows with the
+same text may differ. A row's result does not depend on the strengths of the others (SPM, Eq. 9: the sum at a site is
+taken row by row), up to rounding that the number of rows in a call may change.
+
+Every row's noise comes from a generator made from its seed alone. Used by one thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from semipermeable.equip import Attachment, attach
+from semipermeable.equip.gating import gated_concept
+from semipermeable.errors import AttachError, PolicyError
+from semipermeable.files.foreign import resolve_foreign
+from semipermeable.generation.drawing import batch_size_for
+from semipermeable.hosts import host_for
+from semipermeable.membrane import Membrane
+from semipermeable.permeability import Decision, EncodedPrompt, GatedConcept, resolve
+from semipermeable.server.jobs import CallShape
+from semipermeable.server.library import Shelved
+from semipermeable.server.planning import Acting, Plan
+from semipermeable.sites import resolve_sites
+
+__all__ = ["Abandoned", "Painter", "Row"]
+
+_MAX_CACHED = 4096
+
+
+class Abandoned(Exception):  # noqa: N818 - not an error: everybody who waited for the call has left
+    """A call was stopped between two steps because nobody waits for it."""
+
+
+class Row:
+    """One picture of a call: prompt, negative prompt, seed, and what must be in force."""
+
+    __slots__ = ("decisions", "negative", "plan", "prompt", "seed")
+
+    def __init__(self, prompt: str, negative: str, seed: int, plan: Plan, decisions: tuple[Decision, ...]) -> None:
+        self.prompt = prompt
+        self.negative = negative
+        self.seed = seed
+        self.plan = plan
+        self.decisions = decisions
+
+
+class Painter:
+    """A loaded pipeline that draws rows.
+
+    Args:
+        pipe: the pipeline; it belongs to the painter from now on.
+        batch_rows: most rows of one call; None chooses by the model's size.
+    """
+
+    def __init__(self, pipe: Any, batch_rows: int | None = None) -> None:
+        self._pipe = pipe
+        self._host = host_for(pipe)
+        self._denoiser = self._host.denoiser
+        self._guard: Attachment | None = None
+        self._columns: tuple[Shelved, ...] = ()
+        self._concepts: OrderedDict[str, GatedConcept] = OrderedDict()
+        self._decided: OrderedDict[tuple[str, str, str], Decision] = OrderedDict()
+        self.batch_rows = batch_rows or batch_size_for(pipe)
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the denoiser's weights."""
+        return self._host.base_hash()
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height of the model's own pictures, in pixels."""
+        _, height, width = self._host.latent_shape()
+        scale = int(self._pipe.vae_scale_factor)
+        return width * scale, height * scale
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a size the model cannot draw.
+
+        Raises:
+            PolicyError: if the latent's sides cannot be halved as often as the denoiser halves them.
+        """
+        halvings = len(getattr(self._denoiser.config, "block_out_channels", (0,))) - 1
+        unit = int(self._pipe.vae_scale_factor) * 2**halvings
+        if width % unit or height % unit:
+            raise PolicyError(f"drawing.sizes holds {width}x{height}; both sides must be multiples of {unit} here")
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse more steps than the model's scheduler has.
+
+        Raises:
+            PolicyError: if the scheduler cannot take that many.
+        """
+        most = int(getattr(self._pipe.scheduler.config, "num_train_timesteps", 1000))
+        if steps > most:
+            raise PolicyError(f"drawing.max_steps is {steps}; this model's scheduler has {most}")
+
+    def fit(self, membrane: Membrane) -> Membrane:
+        """Return a membrane with the denoiser's site names; safe to call from another thread.
+
+        Raises:
+            SiteError: if it does not belong to this denoiser.
+        """
+        resolved = resolve_foreign(membrane, self._denoiser) if membrane.foreign_names else membrane
+        resolve_sites(self._denoiser, dict(resolved.pairs))
+        return resolved
+
+    def hold(self, membranes: Iterable[Shelved]) -> None:
+        """Attach exactly these membranes; nothing happens if they are attached already.
+
+        Raises:
+            AttachError, SiteError: if they cannot be; the pipeline then refuses to draw until this succeeds.
+        """
+        wanted = tuple(membranes)
+        if self._columns == wanted and (self._guard is None) == (not wanted):
+            return
+        if self._guard is not None:
+            self._guard.detach()
+        self._guard, self._columns = None, ()
+        if wanted:
+            self._guard = attach(self._pipe, [one.membrane for one in wanted], "closed", on_unknown="error")
+            self._columns = wanted
+
+    def decide(self, texts: Sequence[str], plans: Sequence[Plan]) -> list[tuple[Decision, ...]]:
+        """Return γ of every membrane of every row's plan.
+
+        Args:
+            texts: one prompt per row.
+            plans: one plan per row.
+
+        Raises:
+            CalibrationError, PermeabilityError: if a rule cannot decide.
+        """
+        open_questions: dict[tuple[str, str], tuple[Acting, list[str]]] = {}
+        for text, plan in zip(texts, plans, strict=True):
+            for acting in plan.acting:
+                if self._key(text, acting) not in self._decided:
+                    question = (acting.shelved.sha256, repr(acting.rule))
+                    asked = open_questions.setdefault(question, (acting, []))[1]
+                    if text not in asked:
+                        asked.append(text)
+        encoded: dict[str, EncodedPrompt] = {}
+        missing = list(dict.fromkeys(text for _, asked in open_questions.values() for text in asked))
+        for prompt in self._host.encode(missing):
+            encoded[prompt.text] = prompt
+        answers: dict[tuple[str, str, str], Decision] = {}
+        for acting, asked in open_questions.values():
+            concept = self._concept(acting.shelved)
+            decisions = resolve(acting.rule).decide([encoded[text] for text in asked], concept)
+            for text, decision in zip(asked, decisions, strict=True):
+                answers[self._key(text, acting)] = decision
+        found = [
+            tuple(answers.get(key) or self._decided[key] for key in (self._key(text, acting) for acting in plan.acting))
+            for text, plan in zip(texts, plans, strict=True)
+        ]
+        self._decided.update(answers)
+        while len(self._decided) > _MAX_CACHED:
+            self._decided.popitem(last=False)
+        return found
+
+    def paint(self, rows: Sequence[Row], shape: CallShape, unwanted: Callable[[], bool]) -> list[Image.Image]:
+        """Draw rows in one pipeline call.
+
+        Args:
+            rows: what to draw; the membranes of their plans must be held.
+            shape: steps, guidance and size of all.
+            unwanted: asked between two steps; the call stops when it says yes.
+
+        Raises:
+            AttachError: if a membrane of a plan is not attached, or did not act.
+            Abandoned: if the call was stopped.
+        """
+        strengths = self._strengths(rows)
+
+        def on_step(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if unwanted():
+                raise Abandoned
+            return values
+
+        negatives = [row.negative or self._host.default_negative for row in rows]
+        arguments: dict[str, Any] = {
+            "num_inference_steps": shape.steps,
+            "width": shape.width,
+            "height": shape.height,
+            "generator": [torch.Generator().manual_seed(row.seed) for row in rows],
+            "output_type": "pt",
+            "callback_on_step_end": on_step,
+            **self._host.draw_arguments(shape.guidance, negatives if any(negatives) and shape.guidance > 1 else None),
+        }
+        prompts = [row.prompt for row in rows]
+        if self._guard is None:
+            pixels = self._pipe(prompts, **arguments).images
+        else:
+            with self._guard.given(strengths):
+                pixels = self._pipe(prompts, **arguments).images
+        if not bool(torch.isfinite(pixels).all()):
+            raise AttachError("the model drew pixels that are not finite numbers; the strength may be too large")
+        data = (pixels.float().cpu().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        return [Image.fromarray(picture) for picture in data]
+
+    def close(self) -> None:
+        """Give the pipeline its bare denoiser back."""
+        if self._guard is not None:
+            self._guard.detach()
+        self._guard, self._columns = None, ()
+
+    def _strengths(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return γ^power · strength, shape (rows, membranes attached), zero where a plan does not hold a membrane."""
+        strengths = torch.zeros(len(rows), len(self._columns))
+        column_of = {id(one): column for column, one in enumerate(self._columns)}
+        for index, row in enumerate(rows):
+            for acting, decision in zip(row.plan.acting, row.decisions, strict=True):
+                column = column_of.get(id(acting.shelved))
+                if column is None:
+                    raise AttachError(f"the membrane of {acting.shelved.concept!r} is required and not attached")
+                power = acting.shelved.membrane.gate_power
+                strengths[index, column] = decision.gamma**power * acting.strength
+        return strengths
+
+    def _concept(self, shelved: Shelved) -> GatedConcept:
+        if shelved.sha256 not in self._concepts:
+            while len(self._concepts) >= _MAX_CACHED:
+                self._concepts.popitem(last=False)
+            self._concepts[shelved.sha256] = gated_concept(self._host, shelved.membrane)
+        return self._concepts[shelved.sha256]
+
+    @staticmethod
+    def _key(text: str, acting: Acting) -> tuple[str, str, str]:
+        return text, acting.shelved.sha256, repr(acting.rule)

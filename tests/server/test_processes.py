@@ -1,0 +1,198 @@
+"""The server as a process: started by the command line, killed, started again; and 200 clients for a minute."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import httpx2
+import psutil
+import pytest
+import tomli_w
+
+TEXT = "an icon of a cat"
+log = logging.getLogger(__name__)
+
+
+def header(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def files(tmp_path, folder, policies, keys):
+    """A configuration on disk."""
+
+    def write(**changes):
+        content = {
+            "membranes": "membranes",
+            "policies": "policies.toml",
+            "explain": True,
+            "admin_keys": [{"id": keys.admin.id, "hash": keys.admin.hash}],
+            "drawing": {"steps": 1, "max_steps": 4},
+        }
+        (tmp_path / "server.toml").write_text(tomli_w.dumps(content | changes))
+        return tmp_path / "server.toml"
+
+    write()
+    return write
+
+
+class Process:
+    """`spm serve` in a process of its own."""
+
+    def __init__(self, *arguments, cwd):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "semipermeable", "serve", "--port", str(self.port), *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.log = (cwd / "log.txt").open("ab")
+        self.popen = subprocess.Popen(command, cwd=cwd, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.text = lambda: (cwd / "log.txt").read_text()
+        try:
+            self._wait(time.monotonic() + 500)
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
+
+    def _wait(self, deadline):
+        while True:
+            assert self.popen.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            try:
+                if httpx2.get(f"{self.address}/readyz").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.1)
+
+    def post(self, key, **fields):
+        body = {"prompt": TEXT, "seed": 1} | fields
+        return httpx2.post(f"{self.address}/v1/images/generations", headers=header(key), json=body, timeout=120)
+
+    def end(self, number=signal.SIGTERM):
+        """Send a signal and return the exit code."""
+        self.popen.send_signal(number)
+        code = self.popen.wait(60)
+        self.log.close()
+        return code
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_path, folder):
+    process = Process("--membranes", "membranes", cwd=tmp_path)
+    try:
+        key = re.search(r"key for this run, also for administration: (\S+)", process.text())[1]
+        answer = process.post(key, steps=1)
+        assert answer.status_code == 200
+        assert answer.json()["policy"].startswith("local@")
+        assert process.post("spm_wrong").status_code == 401
+        assert len(httpx2.get(f"{process.address}/v1/audit", headers=header(key)).json()["data"]) == 1
+        assert httpx2.get(f"{process.address}/metrics", headers=header(key)).status_code == 200
+        assert process.text().count(key) == 1
+    finally:
+        assert process.end() in (0, -signal.SIGTERM, 143)
+    assert (tmp_path / "audit.sqlite3").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_kill_9_under_load_loses_no_record_of_a_delivered_picture_and_it_starts_again(tmp_path, files, keys):
+    delivered, stop = [], threading.Event()
+    process = Process("--config", files(), cwd=tmp_path)
+
+    def client(name):
+        while not stop.is_set():
+            try:
+                answer = process.post(getattr(keys, name).key, n=2)
+            except httpx2.TransportError:
+                return
+            if answer.status_code == 200:
+                delivered.extend(one["id"] for one in answer.json()["data"])
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in ("acme", "zoo") * 4]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 120
+    while len(delivered) < 30 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.end(signal.SIGKILL)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(delivered) >= 30
+    with sqlite3.connect(tmp_path / "audit.sqlite3") as records:
+        assert records.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        found = {row[0] for row in records.execute("SELECT image FROM audit")}
+        pairs = Counter(row[0] for row in records.execute("SELECT request FROM audit"))
+    records.close()
+    assert set(delivered) <= found
+    assert set(pairs.values()) == {2}
+    again = Process("--config", files(), cwd=tmp_path)
+    try:
+        assert again.post(keys.acme.key).status_code == 200
+        rows = httpx2.get(f"{again.address}/v1/audit?limit=1000", headers=header(keys.admin.key)).json()["data"]
+        assert len(rows) == len(found) + 1
+    finally:
+        again.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_200_clients_for_a_minute_lose_nothing_mix_nothing_up_and_memory_stays_flat(
+    tmp_path, files, keys, record_property
+):
+    config = files(limits={"queue_rows": 400, "tenant_rows": 200, "connections": 1024})
+    process = Process("--config", config, cwd=tmp_path)
+    started = time.monotonic()
+    outcomes, wrong, delivered = Counter(), [], []
+    memory = []
+
+    def client(number):
+        name = ("acme", "zoo")[number % 2]
+        wanted = {"acme": [("cat", 1.0)], "zoo": []}[name]
+        with httpx2.Client(timeout=120, headers=header(getattr(keys, name).key)) as session:
+            while time.monotonic() - started < 60:
+                body = {"prompt": TEXT, "seed": number}
+                answer = session.post(f"{process.address}/v1/images/generations", json=body)
+                outcomes[answer.status_code] += 1
+                if answer.status_code == 429:
+                    time.sleep(int(answer.headers["retry-after"]))
+                elif answer.status_code == 200:
+                    (one,) = answer.json()["data"]
+                    delivered.append(one["id"])
+                    if [(m["concept"], m["gamma"]) for m in one["membranes"]] != wanted:
+                        wrong.append(one)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(200)]
+    for thread in threads:
+        thread.start()
+    watched = psutil.Process(process.popen.pid)
+    while any(thread.is_alive() for thread in threads):
+        memory.append(watched.memory_info().rss)
+        time.sleep(1)
+    try:
+        assert set(outcomes) <= {200, 429}
+        assert len(delivered) == outcomes[200] == len(set(delivered)) > 50
+        assert not wrong
+        with sqlite3.connect(tmp_path / "audit.sqlite3") as records:
+            found = dict(records.execute("SELECT image, tenant FROM audit"))
+            acting = dict(records.execute("SELECT tenant, count(DISTINCT membranes) FROM audit GROUP BY tenant"))
+        records.close()
+        assert set(found) == set(delivered)
+        assert acting == {"acme": 1, "zoo": 1}
+        middle, end = memory[len(memory) // 2], memory[-1]
+        assert end < middle * 1.1 + 32 * 2**20, f"{middle / 2**20:.0f} MiB in the middle, {end / 2**20:.0f} at the end"
+        log.info("%s, %.0f MiB in the middle, %.0f at the end", dict(outcomes), middle / 2**20, end / 2**20)
+        figures = httpx2.get(f"{process.address}/metrics", headers=header(keys.admin.key)).text
+        assert "spm_rows_waiting 0.0" in figures
+    finally:
+        process.end()
