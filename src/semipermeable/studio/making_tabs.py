@@ -1,0 +1,191 @@
+"""Tabs in which something is made: erasing, and drawing with the shelf."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from semipermeable.studio import fragments
+from semipermeable.studio.binding import Piece, shelf_key, when
+from semipermeable.studio.desk import Desk
+from semipermeable.studio.shelf import STRONGEST
+
+__all__ = ["draw_tab", "erase_tab"]
+
+_PRESETS = ("fast", "instant", "paper")
+
+
+def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
+    """A concept, its training as it goes, stop and resume."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            concept = gr.Dropdown(
+                desk.concepts(), value=None, allow_custom_value=True, label="Concept to erase", elem_id="concept",
+                info="Choose what this model knows, or type anything.",
+            )  # fmt: skip
+            with gr.Accordion("More settings", open=False):
+                aliases = gr.Textbox(label="Also called", info="Other names, separated by commas.")
+                surrogate = gr.Textbox(label="Draw instead", info="Empty: the broader word, where it is known.")
+                keep = gr.Textbox(label="Keep", info="Phrases that must stay, separated by commas.")
+                preset = gr.Dropdown(
+                    _PRESETS,
+                    value="fast",
+                    label="How",
+                    info="Fast; instant, in seconds but weaker; or the paper's own 3,000 steps.",
+                    elem_id="preset",
+                )
+                steps = gr.Number(
+                    None, label="Steps", precision=0, minimum=1, info="Empty: the preset's.", elem_id="steps"
+                )
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            begin = gr.Button("Erase", variant="primary", elem_id="erase")
+            resume = gr.Button("Resume", elem_id="resume")
+            line = gr.HTML(elem_id="run")
+        with gr.Column(scale=2, min_width=280):
+            gr.Markdown("What the model draws now: the concept, and a neighbour that must stay.")
+            previews = gr.Gallery(
+                label="previews", show_label=False, columns=4, height="auto", object_fit="contain",
+                interactive=False, elem_id="previews",
+            )  # fmt: skip
+            erasing = gr.LinePlot(
+                x="step", y="loss", title="erasing loss: how far the concept still is from gone", height=180
+            )
+            anchoring = gr.LinePlot(
+                x="step", y="loss", title="anchoring loss: how far other pictures moved", height=180
+            )
+
+    def start(name: str | None, *more: Any) -> None:
+        # A browser sends None for fields that it has not drawn yet.
+        called, instead, kept, how, length, number = more
+        desk.begin_erasing(
+            name or "",
+            aliases=called or "",
+            surrogate=instead or "",
+            keep=kept or "",
+            preset=how or _PRESETS[0],
+            num_steps=length or None,
+            seed=int(number or 0),
+        )
+
+    def go_on() -> None:
+        desk.resume_erasing(desk.setting("run", "-"))
+
+    when(begin.click, start, [concept, aliases, surrogate, keep, preset, steps, seed])
+    when(resume.click, go_on)
+
+    def facts() -> Any:
+        run = desk.run
+        return run and (run.stem, run.state, run.step, run.message)
+
+    def can_resume() -> bool:
+        run = desk.run
+        return run is not None and run.state in ("stopped", "failed")
+
+    def pictures() -> list[tuple[str, str]]:
+        run = desk.run
+        return [] if run is None else [(str(path), caption) for path, caption in desk.runs.previews(run)]
+
+    def plot(name: str) -> Callable[[], Any]:
+        def frame() -> Any:
+            losses = [] if desk.run is None else desk.runs.losses(desk.run)
+            return pd.DataFrame({"step": [one.step for one in losses], "loss": [getattr(one, name) for one in losses]})
+
+        return frame
+
+    pieces.append(Piece(concept, desk.concepts, lambda: gr.update(choices=desk.concepts())))
+    pieces.append(Piece(line, facts, lambda: fragments.run_line(desk.run)))
+    pieces.append(Piece(resume, can_resume, lambda: gr.update(interactive=can_resume())))
+    pieces.append(Piece(previews, pictures, pictures))
+    pieces.append(Piece(erasing, facts, plot("erasing")))
+    pieces.append(Piece(anchoring, facts, plot("anchoring")))
+
+
+def draw_tab(desk: Desk, pieces: list[Piece]) -> None:
+    """The shelf, and a prompt drawn before and after."""
+    shelf_seen = gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            gr.Markdown("### Shelf")
+            _shelf(desk, shelf_seen)
+            add = gr.UploadButton("Add a file", file_types=[".safetensors"], size="sm", elem_id="add")
+        with gr.Column(scale=2, min_width=280):
+            prompt = gr.Textbox(desk.setting("prompt", ""), label="Prompt", elem_id="prompt", submit_btn=False)
+            with gr.Row():
+                seed = gr.Number(desk.setting("seed", 0), label="Seed", precision=0, minimum=0, min_width=120)
+                steps = gr.Slider(
+                    1, 50, desk.setting("steps", 25), step=1, label="Steps", min_width=160, elem_id="draw-steps"
+                )
+            hold = gr.Checkbox(False, label="Hold every gate open (γ = 1 on any prompt)")
+            draw = gr.Button("Draw before and after", variant="primary", elem_id="draw")
+            slider = gr.ImageSlider(
+                label="before | after", type="filepath", height=420, max_height=420, interactive=False, elem_id="slider"
+            )
+            bars = gr.HTML(elem_id="bars")
+    inputs = [prompt, seed, steps, hold]
+
+    def begin(text: str, seed: float | None, steps: float, hold_open: bool) -> None:
+        desk.begin_drawing(text, seed=int(seed or 0), steps=int(steps), hold_open=hold_open)
+
+    def put(file: str) -> None:
+        desk.shelf.add_file(Path(file))
+
+    when(draw.click, begin, inputs)
+    when(prompt.submit, begin, inputs)
+    when(add.upload, put, [add])
+
+    def shown() -> Any:
+        found = desk.album.drawing()
+        return found and str(found.pictures[0])
+
+    def gates() -> str:
+        found = desk.album.drawing()
+        return "" if found is None else fragments.bars(found.bars, found.identical, found.drift)
+
+    def pair() -> Any:
+        found = desk.album.drawing()
+        return None if found is None else tuple(str(path) for path in found.pictures)
+
+    remembered = ("prompt", "seed", "steps")
+    pieces.append(Piece(shelf_seen, lambda: shelf_key(desk), lambda: repr(shelf_key(desk))))
+    pieces.append(Piece(slider, shown, pair))
+    pieces.append(Piece(bars, shown, gates))
+    for component, name, default in zip((prompt, seed, steps), remembered, ("", 0, 25), strict=True):
+        # On loading only: what a person is typing must not be overwritten.
+        pieces.append(Piece(component, lambda: 0, lambda name=name, default=default: desk.setting(name, default)))
+
+
+def _shelf(desk: Desk, seen: gr.State) -> None:
+    @gr.render(inputs=seen, triggers=[seen.change], show_progress="hidden")
+    def rows(_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        items = desk.shelf.items()
+        if not items:
+            gr.Markdown("The shelf is empty. Erase a concept first, or add a membrane's file.")
+        for item in items:
+            with gr.Row(elem_classes="shelf-row"):
+                on = gr.Checkbox(
+                    item.on, label=item.name, info=item.problem or None, interactive=True, min_width=120,
+                    key=f"on-{item.file}",
+                )  # fmt: skip
+                strength = gr.Slider(
+                    0, STRONGEST, item.strength, step=0.05, label=f"strength of {item.name}", interactive=True,
+                    min_width=150, key=f"strength-{item.file}",
+                )  # fmt: skip
+                remove = gr.Button("Remove", size="sm", min_width=80, key=f"remove-{item.file}")
+            _bind_row(desk, item.file, on, strength, remove)
+
+
+def _bind_row(desk: Desk, file: str, on: gr.Checkbox, strength: gr.Slider, remove: gr.Button) -> None:
+    def switch(value: bool) -> None:
+        desk.shelf.switch(file, on=value)
+
+    def scale(value: float) -> None:
+        desk.shelf.switch(file, strength=value)
+
+    def take_off() -> None:
+        desk.shelf.remove(file)
+
+    when(on.input, switch, [on])
+    when(strength.input, scale, [strength])
+    when(remove.click, take_off)

@@ -1,0 +1,177 @@
+"""The page in a real browser: erase, equip, draw, look elsewhere, export; on a desk, on a phone, by keyboard."""
+
+import re
+import shutil
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from semipermeable.files import load
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium")
+PATIENCE = 240_000
+"""Milliseconds; continuous integration shares its two cores."""
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed; on Debian: apt-get install chromium")
+    with sync_api.sync_playwright() as driver:
+        # In a container there is nothing for the sandbox to stand on.
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def address(app):
+    """The desk, served on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(60)
+    listener.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the page in a window of its own; afterwards nothing may have gone wrong or gone elsewhere."""
+    contexts, foreign, troubles = [], [], []
+
+    def open_(**settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+
+        def watch(request):
+            if not request.url.startswith((address, "data:", "blob:")):
+                foreign.append(request.url)
+
+        page.on("request", watch)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda line: troubles.append(line.text) if "Content Security Policy" in line.text else None)
+        page.goto(address)
+        page.locator("#status").get_by_text("Ready.").or_(page.locator("#status p")).first.wait_for()
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert foreign == []
+    assert troubles == []
+
+
+def erase(page, concept, steps):
+    page.get_by_label("Concept to erase").fill(concept)
+    page.get_by_label("Concept to erase").press("Enter")
+    page.get_by_role("button", name="More settings").click()
+    page.locator("#steps input").fill(str(steps))
+    page.locator("#steps input").press("Tab")
+    page.get_by_role("button", name="Erase", exact=True).click()
+
+
+def go_to(page, tab):
+    """Choose a tab; on a phone the last ones are behind a button."""
+    if not page.get_by_role("tab", name=tab, exact=True).is_visible():
+        page.get_by_role("button", name="More tabs").click()
+        page.locator(".overflow-dropdown").get_by_role("button", name=tab).or_(
+            page.locator(".overflow-dropdown").get_by_text(tab)
+        ).first.click()
+        return
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def draw(page, prompt):
+    go_to(page, "Draw")
+    page.locator("#draw-steps input[type=number]").fill("3")
+    page.get_by_role("textbox", name="Prompt").fill(prompt)
+    page.get_by_role("textbox", name="Prompt").press("Enter")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)], ids=["desk", "phone"])
+def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
+    page = open_page(viewport={"width": width, "height": height}, has_touch=width < 500)
+    erase(page, "cat", 6)
+    page.locator("#run").get_by_text("finished").wait_for()
+    page.locator("#previews img").nth(3).wait_for()
+    page.screenshot(path=tmp_path / "erase.png", full_page=True)
+
+    draw(page, "a neon icon of a cat")
+    page.locator("#bars").get_by_text("γ = 1.00").wait_for()
+    assert page.locator("#bars mark").inner_text() == "cat"
+    page.locator("#slider img").nth(1).wait_for()
+    page.screenshot(path=tmp_path / "draw.png", full_page=True)
+    switch = page.get_by_role("checkbox", name="cat", exact=True)
+    assert switch.is_checked()
+    switch.click()
+    page.get_by_role("button", name="Draw before and after").click()
+    page.locator("#bars").get_by_text("No membrane was switched on").wait_for()
+    assert not desk.shelf.get("cat.safetensors").on
+
+    go_to(page, "Elsewhere")
+    page.get_by_role("button", name="Redraw neighbours").click()
+    page.locator("#neighbours td").first.wait_for()
+    page.screenshot(path=tmp_path / "elsewhere.png", full_page=True)
+
+    go_to(page, "Export")
+    page.get_by_role("radio", name=re.compile("^kohya")).check()
+    page.get_by_role("button", name="Make the file").click()
+    page.locator("#download").get_by_text("cat-kohya.safetensors").wait_for()
+    page.screenshot(path=tmp_path / "export.png", full_page=True)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "downloaded.safetensors")
+    assert load(tmp_path / "downloaded.safetensors").name == "cat"
+    # Nothing is wider than the window.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_reload_loses_nothing_and_a_stopped_run_goes_on(desk, open_page):
+    page = open_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    erase(page, "cat", 400)
+    page.locator("#run").get_by_text(re.compile(r"step \d+ of 400")).wait_for()
+    page.reload()
+    page.locator("#run").get_by_text(re.compile(r"step \d+ of 400")).wait_for()
+    page.locator("#previews img").first.wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator("#run").get_by_text("press Resume to go on").wait_for()
+    reached = desk.run.step
+    page.reload()
+    page.get_by_role("button", name="Resume").click()
+    page.locator("#run").get_by_text("running").or_(page.locator("#run").get_by_text("of 400. ")).first.wait_for()
+    while desk.run.state != "running" or desk.run.step <= reached:
+        page.wait_for_timeout(200)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator("#run").get_by_text("press Resume to go on").wait_for()
+
+
+def test_a_mistake_is_told_as_a_sentence(open_page):
+    page = open_page(viewport={"width": 390, "height": 844})
+    page.get_by_role("button", name="Erase", exact=True).click()
+    page.get_by_text("a concept needs a name").wait_for()
+    draw(page, "")
+    page.locator("#status").get_by_text("the prompt is empty").wait_for()
+
+
+def test_the_keyboard_alone_reaches_everything(open_page):
+    page = open_page(viewport={"width": 1200, "height": 900})
+    reached = ""
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        reached += "|" + page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''")
+    for name in ("Model", "Erase", "Concept to erase", "More settings"):
+        assert f"|{name}" in reached, reached
+    page.get_by_role("tab", name="Erase").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_role("textbox", name="Prompt").wait_for()
