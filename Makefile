@@ -1,6 +1,8 @@
 # demo   set up if needed, erase a concept and a style from the bundled model, write out/demo/report.html
 # check  what to run before a commit: format, lint, types, import contracts, the fast tests
 # test   what CI proves: the same with the slow tests, and the built wheel in a bare environment
+# bench  draw the tables of experiments/ that have no results yet (a day; stop it and start it at will)
+# bench-quick   a few erasers on a few pictures, to see that the harness works
 
 PYTHON ?= $(shell sh scripts/find_python.sh)
 VENV := .venv
@@ -11,10 +13,10 @@ PYTEST_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo check test static smoke format install clean
+.PHONY: help demo check test docs bench bench-quick fuzz static smoke format install clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -5
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; install one, or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
@@ -49,6 +51,24 @@ test: static
 
 smoke: $(DEV)
 	PYTHON=$(BIN)/python sh scripts/smoke_wheel.sh
+
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(BASE)
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/spm report out/bench/main --out out/bench/report.html
+
+bench-quick: $(BASE)
+	$(BIN)/python benchmarks/bench.py --tables quick --results out/bench/quick-results
+	$(BIN)/spm report out/bench/quick --out out/bench/quick.html
+
+# Long: the readers of policies and membranes, FUZZ_SECONDS each; findings are written to out/fuzz/.
+FUZZ_SECONDS ?= 600
+fuzz: $(DEV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python scripts/fuzz.py policies $(FUZZ_SECONDS)
+	$(BIN)/python scripts/fuzz.py membranes $(FUZZ_SECONDS)
 
 format: $(DEV)
 	$(BIN)/ruff format .

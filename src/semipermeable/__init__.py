@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semipermeable import errors, zoo
     from semipermeable.concept import Concept
-    from semipermeable.equip import Attachment, attach, fold
+    from semipermeable.equip import Attachment, Bank, attach, fold
     from semipermeable.files import load, load_concepts, save, save_concepts
     from semipermeable.files.exporting import export, merge
     from semipermeable.membrane import Membrane
-    from semipermeable.training import TrainConfig, erase
+    from semipermeable.training import TrainConfig, erase, erase_many
 
 __all__ = [
     "Attachment",
+    "Bank",
     "Concept",
     "Membrane",
     "TrainConfig",
     "attach",
     "erase",
+    "erase_many",
     "errors",
     "export",
     "fold",
@@ -43,11 +45,13 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Attachment": "equip",
+    "Bank": "equip",
     "Concept": "concept",
     "Membrane": "membrane",
     "TrainConfig": "training",
     "attach": "equip",
     "erase": "training",
+    "erase_many": "training",
     "export": "files.exporting",
     "fold": "equip",
     "load": "files",

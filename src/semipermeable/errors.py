@@ -10,6 +10,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArchitectureError",
     "AttachError",
+    "AuditError",
     "CalibrationError",
     "ConceptError",
     "ConfigError",
@@ -20,10 +21,14 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PermeabilityError",
+    "PolicyError",
     "PromptError",
+    "RefusedError",
     "SemipermeableError",
+    "SignatureError",
     "SiteError",
     "SiteNotFiredError",
+    "StudioError",
     "UnknownNameError",
     "UnknownPromptError",
     "ZooError",
@@ -107,8 +112,45 @@ class ExportError(SemipermeableError, ValueError):
     """A membrane cannot be expressed in the asked-for format."""
 
 
+class SignatureError(SemipermeableError):
+    """A file cannot be signed, or is not what the owner of a key signed."""
+
+
 class ZooError(SemipermeableError):
     """A bundled model is missing, damaged or cannot be built."""
+
+
+class PolicyError(SemipermeableError, ValueError):
+    """A server's configuration, policies or keys are not usable."""
+
+
+class AuditError(SemipermeableError, RuntimeError):
+    """The audit log cannot be read or written."""
+
+
+class StudioError(SemipermeableError, ValueError):
+    """The studio cannot do what was asked of it now."""
+
+
+class RefusedError(SemipermeableError):
+    """A server refuses a request.
+
+    Args:
+        message: what was found, expected, and the next step; it goes to the client.
+        status: HTTP status.
+        code: short stable name, e.g. "queue_full".
+        param: the request field at fault, or None.
+        retry_after: seconds after which the same request may succeed, or None.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
 
 
 class UnknownNameError(SemipermeableError, LookupError):

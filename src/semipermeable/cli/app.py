@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from semipermeable import __version__
-from semipermeable.cli import demo, erase, evaluate, export, generate, inspect, zoo
+from semipermeable.cli import (
+    bank,
+    card,
+    demo,
+    erase,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    interference,
+    serve,
+    sign,
+    studio,
+    zoo,
+)
 
 __all__ = ["app", "main"]
 
@@ -20,6 +34,7 @@ app = typer.Typer(
 )
 app.command("erase", epilog=erase.EXAMPLE)(erase.erase_command)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate_command)
+app.command("interference", epilog=interference.EXAMPLE)(interference.interference_command)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect_command)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo_command)
 app.command("evaluate", epilog=evaluate.EVALUATE_EXAMPLE)(evaluate.evaluate_command)
@@ -27,7 +42,15 @@ app.command("report", epilog=evaluate.REPORT_EXAMPLE)(evaluate.report_command)
 app.command("export", epilog=export.EXPORT_EXAMPLE)(export.export_command)
 app.command("import", epilog=export.IMPORT_EXAMPLE)(export.import_command)
 app.command("merge", epilog=export.MERGE_EXAMPLE)(export.merge_command)
+app.command("card", epilog=card.EXAMPLE)(card.card_command)
+app.command("sign", epilog=sign.SIGN_EXAMPLE)(sign.sign_command)
+app.command("verify", epilog=sign.VERIFY_EXAMPLE)(sign.verify_command)
+app.command("serve", epilog=serve.SERVE_EXAMPLE)(serve.serve_command)
+app.command("serve-key", epilog=serve.KEY_EXAMPLE)(serve.serve_key_command)
+app.command("serve-audit", epilog=serve.AUDIT_EXAMPLE)(serve.serve_audit_command)
+app.command("studio", epilog=studio.EXAMPLE)(studio.studio_command)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(bank.app, name="bank")
 
 
 def _version(wanted: bool) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["Row", "comparison_grid"]
@@ -57,7 +59,9 @@ def comparison_grid(rows: Sequence[Row], columns: Sequence[str], *, across: int 
 def _draw_block(
     sheet: Image.Image, row: Row, columns: Sequence[str], corner: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    # Matplotlib's own font: Pillow's has no γ.
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _TEXT)
+    pen = ImageDraw.Draw(sheet)
     (left, top), (width, _), line = corner, size, _TEXT + _GAP
     room = len(columns) * (width + _GAP) - _GAP
     pen.text((left, top), _fit(f"{row.caption}   {row.note}".rstrip(), room, font), fill=_INK, font=font)
