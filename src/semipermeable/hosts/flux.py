@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from semipermeable.hosts.base import EncodeResult, Host
 from semipermeable.hosts.condition import Condition
+from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
 from semipermeable.permeability.decisions import EncodedPrompt
@@ -110,13 +110,7 @@ class FluxHost(Host):
         """See `Host`; even sigmas, shifted by the number of patches."""
         config = self.pipe.scheduler.config
         _, height, width = self.latent_shape()
-        shift = calculate_shift(
-            height * width // 4,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        shift = patch_shift(config, height * width // 4)
         if config.get("use_flow_sigmas", False):
             return {"num_inference_steps": num_steps, "mu": shift}
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": shift}

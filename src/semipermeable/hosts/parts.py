@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from semipermeable.runtime import Role
 
-__all__ = ["CallRows", "EncodeResult", "Observed", "TextRows", "together", "weights_hash"]
+__all__ = ["CallRows", "EncodeResult", "Observed", "TextRows", "patch_shift", "together", "weights_hash"]
 
 TextRows: TypeAlias = Tensor | Sequence[Tensor]
 """Embeddings, one row per sample: a tensor (rows, sequence, dim), or a list of rows of different lengths."""
@@ -76,3 +76,17 @@ def weights_hash(module: nn.Module) -> str:
 def together(denoisers: Mapping[str, nn.Module]) -> nn.Module:
     """Return the one denoiser, or a module that holds several: a site is then named "transformer_2.blocks.0…"."""
     return next(iter(denoisers.values())) if len(denoisers) == 1 else nn.ModuleDict(dict(denoisers))
+
+
+def patch_shift(config: Mapping[str, Any], patches: int, *, max_shift: float = 1.15) -> float:
+    """Return mu, by which flow-matching schedulers shift their sigmas: linear in the number of patches.
+
+    Args:
+        config: the scheduler's; says mu at two numbers of patches, where it says it.
+        patches: of one picture.
+        max_shift: mu at the greater number, where the config is silent; pipelines differ in it.
+    """
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (high - low) / (many - few)
+    return patches * slope + low - slope * few

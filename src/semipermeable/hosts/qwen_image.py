@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from torch import Tensor
 
 from semipermeable.hosts.base import EncodeResult, Host
 from semipermeable.hosts.condition import MASK, Condition
 from semipermeable.hosts.float_latents import call_default
+from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
 from semipermeable.permeability.decisions import EncodedPrompt
@@ -98,13 +98,7 @@ class QwenImageHost(Host):
         """See `Host`; even sigmas, shifted by the number of patches."""
         config = self.pipe.scheduler.config
         _, height, width = self.latent_shape()
-        shift = calculate_shift(
-            height * width // 4,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        shift = patch_shift(config, height * width // 4)
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": shift}
 
     def guided(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -9,11 +9,11 @@ tokenizers share one vocabulary.
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from semipermeable.hosts.base import Host
 from semipermeable.hosts.condition import Condition
+from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
 from semipermeable.permeability.decisions import EncodedPrompt
@@ -93,11 +93,5 @@ class SD3Host(Host):
             return {"num_inference_steps": num_steps}
         patch = int(self.pipe.transformer.config.patch_size)
         _, height, width = self.latent_shape()
-        shift = calculate_shift(
-            (height // patch) * (width // patch),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
+        shift = patch_shift(config, (height // patch) * (width // patch), max_shift=1.16)
         return {"num_inference_steps": num_steps, "mu": shift}

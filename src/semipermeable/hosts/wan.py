@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.pipelines.wan import pipeline_wan
 from torch import Tensor
 
 from semipermeable.hosts.condition import Condition
@@ -65,9 +64,11 @@ class WanHost(FloatLatentsHost):
         """See `Host`; UMT5's states of the prompt's own tokens."""
         if not prompts:
             return []
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # imports much, and pipelines of this family did
+
         states = self.condition(prompts)["text"]
         # The pipeline tidies whitespace and HTML entities before it encodes.
-        written = [pipeline_wan.prompt_clean(text) for text in prompts]
+        written = [prompt_clean(text) for text in prompts]
         room = states.shape[1] - 1
         encoded = encoded_prompts(self.tokenizer(), written, states, first=0, room=room, keep_padding=False)
         return [replace(one, text=text) for one, text in zip(encoded, prompts, strict=True)]

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,6 +20,7 @@ from semipermeable.errors import AttachError
 from semipermeable.hosts.base import CallRows
 from semipermeable.hosts.condition import MASK, Condition
 from semipermeable.hosts.float_latents import FloatLatentsHost, call_default
+from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
 from semipermeable.permeability.decisions import EncodedPrompt
@@ -111,14 +111,8 @@ class ZImageHost(FloatLatentsHost):
         """See `Host`; even sigmas, shifted by the number of patches."""
         config = self.pipe.scheduler.config
         _, height, width = self.latent_shape()
-        shift = calculate_shift(
-            (height // 2) * (width // 2),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        return {"sigmas": get_default_z_image_sigmas(num_steps), "mu": shift}
+        shift = patch_shift(config, (height // 2) * (width // 2))
+        return {"sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(), "mu": shift}
 
     def size_arguments(self) -> dict[str, Any]:
         """See `Host`."""
