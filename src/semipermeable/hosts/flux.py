@@ -7,7 +7,6 @@ unconditional rows, unless the caller asks for true guidance with a negative pro
 T5's states, padding included, are what the denoiser attends to; the gate reads the states of the prompt's own tokens.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipermeable.hosts.base import EncodeResult, Host
+from semipermeable.hosts.base import EncodeResult
 from semipermeable.hosts.condition import Condition
+from semipermeable.hosts.float_latents import call_default
+from semipermeable.hosts.packed_latents import PackedLatentsHost
 from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
@@ -25,7 +26,7 @@ from semipermeable.permeability.decisions import EncodedPrompt
 __all__ = ["FluxHost"]
 
 
-class FluxHost(Host):
+class FluxHost(PackedLatentsHost):
     """Host of `FluxPipeline` and its relatives (img2img, inpainting, ControlNet).
 
     Args:
@@ -93,18 +94,8 @@ class FluxHost(Host):
         """The scale that the pipeline guides with by default, (rows,), or None where the denoiser reads none."""
         if self.guidance == "none":
             return None
-        scale = float(inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default)
+        scale = float(call_default(self.pipe, "guidance_scale"))
         return torch.full((rows,), scale, device=self.device, dtype=torch.float32)
-
-    def latent_shape(self) -> tuple[int, ...]:
-        """See `Host`; before packing."""
-        side = 2 * (int(self.pipe.default_sample_size) // 2)
-        return int(self.pipe.transformer.config.in_channels) // 4, side, side
-
-    def initial_latents(self, scheduler: Any, rows: int, generator: torch.Generator) -> Tensor:
-        """See `Host`; packed."""
-        noise = super().initial_latents(scheduler, rows, generator)
-        return self.pipe._pack_latents(noise, rows, *self.latent_shape())
 
     def timestep_arguments(self, num_steps: int) -> dict[str, Any]:
         """See `Host`; even sigmas, shifted by the number of patches."""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipermeable.hosts.base import EncodeResult, Host
+from semipermeable.hosts.base import EncodeResult
 from semipermeable.hosts.condition import MASK, Condition
 from semipermeable.hosts.float_latents import call_default
+from semipermeable.hosts.packed_latents import PackedLatentsHost
 from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
@@ -24,7 +25,7 @@ from semipermeable.permeability.decisions import EncodedPrompt
 __all__ = ["QwenImageHost"]
 
 
-class QwenImageHost(Host):
+class QwenImageHost(PackedLatentsHost):
     """Host of `QwenImagePipeline` and its relatives that read text alone (img2img, inpainting).
 
     Args:
@@ -83,16 +84,6 @@ class QwenImageHost(Host):
             img_shapes=[[(1, height // 2, width // 2)]] * len(latents),
             return_dict=False,
         )[0]
-
-    def latent_shape(self) -> tuple[int, ...]:
-        """See `Host`; before packing."""
-        side = 2 * (int(self.pipe.default_sample_size) // 2)
-        return int(self.pipe.transformer.config.in_channels) // 4, side, side
-
-    def initial_latents(self, scheduler: Any, rows: int, generator: torch.Generator) -> Tensor:
-        """See `Host`; packed."""
-        noise = super().initial_latents(scheduler, rows, generator)
-        return self.pipe._pack_latents(noise, rows, *self.latent_shape())
 
     def timestep_arguments(self, num_steps: int) -> dict[str, Any]:
         """See `Host`; even sigmas, shifted by the number of patches."""

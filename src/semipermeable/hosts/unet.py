@@ -5,7 +5,6 @@ instead of 1×1 Conv2d, and for the larger size v-prediction, which the schedule
 its guidance scale through a time condition and has no unconditional rows.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from semipermeable.hosts.base import Host
 from semipermeable.hosts.condition import Condition
+from semipermeable.hosts.float_latents import call_default
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.permeability.decisions import EncodedPrompt
 
@@ -101,7 +101,7 @@ class UNetHost(Host):
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is None:
             return None
-        scale = float(inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default)
+        scale = float(call_default(self.pipe, "guidance_scale"))
         scales = torch.full((latents.shape[0],), scale - 1)
         return self.pipe.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents)
 
