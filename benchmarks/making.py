@@ -25,33 +25,20 @@ from semipermeable.training import TrainConfig
 RECIPES = {
     "instant": {"preset": "instant"},
     "fast": {"preset": "fast"},
-    "fast, 60 steps of 12 rows (before)": {
+    "60 steps of 12 rows, 6 trajectories of 20 (before)": {
         "preset": "fast",
         "num_steps": 60,
-        "batch_size": 4,
         "num_anchors": 8,
         "num_trajectories": 6,
         "sampling_steps": 20,
     },
-}
-LEVER = {"num_steps": 24, "batch_size": 4, "num_anchors": 4, "num_trajectories": 3, "sampling_steps": 12}
-RECIPES |= {
-    "30 steps": {**RECIPES["fast, 60 steps of 12 rows (before)"], "num_steps": 30},
-    "30 steps, 3 trajectories of 12": {
-        **RECIPES["fast, 60 steps of 12 rows (before)"],
-        "num_steps": 30,
-        "num_trajectories": 3,
-        "sampling_steps": 12,
-    },
-    "24 steps of 8 rows, 3 trajectories of 12": {"preset": "fast", **LEVER},
     "24 steps of 6 rows, 2 trajectories of 10": {
         "preset": "fast",
-        **LEVER,
         "batch_size": 2,
         "num_trajectories": 2,
         "sampling_steps": 10,
     },
-    "12 steps of 8 rows, 3 trajectories of 10": {"preset": "fast", **LEVER, "num_steps": 12, "sampling_steps": 10},
+    "12 steps of 8 rows, 3 trajectories of 10": {"preset": "fast", "num_steps": 12, "sampling_steps": 10},
 }
 FIGURES = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
 

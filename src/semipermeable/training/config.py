@@ -26,11 +26,11 @@ class TrainConfig:
 
     rank: int = 1
     """k of each pair."""
-    num_steps: int = 60
+    num_steps: int = 24
     """Optimiser steps; 0 keeps the starting point (with `closed_form`, an instant eraser)."""
     batch_size: int = 4
     """Rows about the concept in one step."""
-    num_anchors: int = 8
+    num_anchors: int = 4
     """Rows in one step on which nothing may change; 0 trains without anchoring."""
     learning_rate: float = 4e-3
     """Peak learning rate of AdamW (no weight decay)."""
@@ -46,14 +46,14 @@ class TrainConfig:
     """η of Eq. 4; 0 stops at the surrogate. At 1 an erased style takes some of the objects along."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
-    sampling_steps: int = 20
+    sampling_steps: int = 12
     """Length of the grid on which latents are denoised."""
     sampling_guidance: float = 4.0
     """Classifier-free guidance of that denoising; no effect on models that are guided otherwise (FLUX.1, LCM)."""
     reuse_trajectories: bool = True
     """True: all latents of `num_trajectories` runs are kept, each with its label, and drawn from in every step.
     False: every step denoises afresh to a random time, as the paper does."""
-    num_trajectories: int = 6
+    num_trajectories: int = 3
     """Runs per kind (concept, surrogate) that are kept; three times as many for anchors. No effect without reuse."""
     skip_unconditional: bool = True
     """False computes the unconditional half of a call also where guidance is 1, as the reference code does."""
