@@ -1,11 +1,16 @@
 """Servers on the bundled model with few steps, policies, keys and random membranes."""
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import NamedTuple
 
+import httpx2
 import pytest
 import tomli_w
 
@@ -92,9 +97,10 @@ def config(tmp_path, folder, policies, keys):
 @pytest.fixture
 def service(config, pipe):
     """A service whose worker is not running yet."""
+    from semipermeable.server.painter import Painter
     from semipermeable.server.service import Service
 
-    made = Service(config, pipe)
+    made = Service(config, Painter(pipe))
     yield made
     if made.worker.alive:
         made.close()
@@ -153,3 +159,71 @@ def client_of(serve):
             return client
 
         yield start
+
+
+@pytest.fixture
+def files(tmp_path, folder, policies, keys):
+    """A configuration on disk."""
+
+    def write(**changes):
+        content = {
+            "membranes": "membranes",
+            "policies": "policies.toml",
+            "explain": True,
+            "admin_keys": [{"id": keys.admin.id, "hash": keys.admin.hash}],
+            "drawing": {"steps": 1, "max_steps": 4},
+        }
+        (tmp_path / "server.toml").write_text(tomli_w.dumps(content | changes))
+        return tmp_path / "server.toml"
+
+    write()
+    return write
+
+
+class Process:
+    """`spm serve` in a process of its own."""
+
+    def __init__(self, *arguments, cwd):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "semipermeable", "serve", "--port", str(self.port), *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.log = (cwd / "log.txt").open("ab")
+        self.popen = subprocess.Popen(command, cwd=cwd, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.text = lambda: (cwd / "log.txt").read_text()
+        try:
+            self._wait(time.monotonic() + 500)
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
+
+    def _wait(self, deadline):
+        while True:
+            assert self.popen.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            try:
+                if httpx2.get(f"{self.address}/readyz").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.1)
+
+    def post(self, key, **fields):
+        body = {"prompt": "an icon of a cat", "seed": 1} | fields
+        return httpx2.post(
+            f"{self.address}/v1/images/generations", headers={"authorization": f"Bearer {key}"}, json=body, timeout=120
+        )
+
+    def end(self, number=signal.SIGTERM):
+        """Send a signal and return the exit code."""
+        self.popen.send_signal(number)
+        code = self.popen.wait(60)
+        self.log.close()
+        return code
+
+
+@pytest.fixture
+def spm_serve():
+    """See `Process`."""
+    return Process

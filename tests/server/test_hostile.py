@@ -15,6 +15,7 @@ import torch
 
 from semipermeable.errors import RefusedError
 from semipermeable.server.config import LimitsTable
+from semipermeable.server.painter import Painter
 from semipermeable.server.service import Service
 
 TEXT = "an icon of a cat"
@@ -65,7 +66,7 @@ def wait_until(true, seconds=20):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: "], ids=["nothing", "half a head"])
 def test_a_client_that_does_not_finish_its_head_is_cut_off(config, pipe, serve, sent):
-    service = Service(limited(config, header_seconds=0.5), pipe)
+    service = Service(limited(config, header_seconds=0.5), Painter(pipe))
     with serve(service) as address:
         connection = connect(address)
         connection.sendall(sent)
@@ -75,7 +76,7 @@ def test_a_client_that_does_not_finish_its_head_is_cut_off(config, pipe, serve, 
 
 
 def test_a_slow_loris_loses_its_connections_while_others_are_served(config, pipe, serve):
-    service = Service(limited(config, header_seconds=1.0), pipe)
+    service = Service(limited(config, header_seconds=1.0), Painter(pipe))
     with serve(service) as address:
         lorises = [connect(address) for _ in range(50)]
         for loris in lorises:
@@ -96,7 +97,7 @@ def test_a_slow_loris_loses_its_connections_while_others_are_served(config, pipe
 
 
 def test_a_second_slow_request_on_one_connection_is_cut_off_too(config, pipe, serve):
-    service = Service(limited(config, header_seconds=0.5), pipe)
+    service = Service(limited(config, header_seconds=0.5), Painter(pipe))
     with serve(service) as address:
         connection = connect(address)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -108,7 +109,7 @@ def test_a_second_slow_request_on_one_connection_is_cut_off_too(config, pipe, se
 
 
 def test_a_body_that_does_not_arrive_is_answered_408(config, pipe, serve):
-    service = Service(limited(config, body_seconds=0.5), pipe)
+    service = Service(limited(config, body_seconds=0.5), Painter(pipe))
     with serve(service) as address:
         connection = connect(address)
         connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
@@ -119,7 +120,7 @@ def test_a_body_that_does_not_arrive_is_answered_408(config, pipe, serve):
 
 
 def test_an_oversized_body_is_refused_from_its_length_alone(config, pipe, serve):
-    with serve(Service(limited(config, body_bytes=1000), pipe)) as address:
+    with serve(Service(limited(config, body_bytes=1000), Painter(pipe))) as address:
         connection = connect(address)
         connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
         _, answer = closed_after(connection)
@@ -128,7 +129,7 @@ def test_an_oversized_body_is_refused_from_its_length_alone(config, pipe, serve)
 
 
 def test_an_oversized_body_without_a_length_is_refused_while_it_arrives(config, pipe, serve):
-    with serve(Service(limited(config, body_bytes=1000), pipe)) as address:
+    with serve(Service(limited(config, body_bytes=1000), Painter(pipe))) as address:
         connection = connect(address)
         connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         connection.sendall((b"200\r\n" + b"x" * 512 + b"\r\n") * 3)
@@ -147,7 +148,7 @@ def test_a_huge_head_is_refused(service, serve):
 
 
 def test_too_many_waiting_is_429_with_retry_after_and_others_are_still_served(config, pipe, serve, keys):
-    service = Service(limited(config, images=2, tenant_rows=2, queue_rows=4), pipe)
+    service = Service(limited(config, images=2, tenant_rows=2, queue_rows=4), Painter(pipe))
     gate = threading.Event()
     take = service.queue.take
     service.queue.take = lambda most, timeout: take(most, timeout) if gate.wait(0.05) else []
@@ -172,7 +173,7 @@ def test_too_many_waiting_is_429_with_retry_after_and_others_are_still_served(co
 
 
 def test_the_openai_client_waits_and_tries_again_by_itself(config, pipe, client_of, keys):
-    service = Service(limited(config, images=1, tenant_rows=1, queue_rows=1), pipe)
+    service = Service(limited(config, images=1, tenant_rows=1, queue_rows=1), Painter(pipe))
     client = client_of(service)
     several = [client(keys.acme.key, max_retries=8) for _ in range(3)]
     answers = []
@@ -208,7 +209,7 @@ def test_a_client_that_leaves_is_not_drawn_for(held, serve, keys):
 def test_a_call_in_progress_stops_when_its_only_client_leaves(config, pipe, serve, keys):
     from semipermeable.server.config import DrawingTable
 
-    service = Service(config.model_copy(update={"drawing": DrawingTable(steps=900, max_steps=900)}), pipe)
+    service = Service(config.model_copy(update={"drawing": DrawingTable(steps=900, max_steps=900)}), Painter(pipe))
     with serve(service) as address:
         with pytest.raises(httpx2.ReadTimeout):
             post(address, keys, timeout=2)
@@ -222,7 +223,7 @@ def test_a_picture_that_takes_too_long_is_504(config, pipe, serve, keys):
     from semipermeable.server.config import DrawingTable
 
     slow = limited(config, deadline_seconds=0.5).model_copy(update={"drawing": DrawingTable(steps=900, max_steps=900)})
-    service = Service(slow, pipe)
+    service = Service(slow, Painter(pipe))
     with serve(service) as address:
         answer = post(address, keys)
         assert answer.status_code == 504
@@ -318,7 +319,7 @@ def test_without_a_record_no_picture_leaves(service, serve, keys, tmp_path):
 def test_tls(config, pipe, serve, keys, certificate):
     file, key = certificate
     listen = config.listen.model_copy(update={"certificate": file, "certificate_key": key})
-    service = Service(config.model_copy(update={"listen": listen}).checked(), pipe)
+    service = Service(config.model_copy(update={"listen": listen}).checked(), Painter(pipe))
     with serve(service) as address:
         assert address.startswith("https://")
         trusted = ssl.create_default_context(cafile=str(file))
@@ -341,7 +342,7 @@ def certificate(tmp_path):
 
 
 def test_stopping_finishes_what_is_drawn_and_refuses_the_rest(config, pipe, keys, serve):
-    service = Service(limited(config, drain_seconds=30), pipe)
+    service = Service(limited(config, drain_seconds=30), Painter(pipe))
     answers = []
     with serve(service) as address:
         thread = threading.Thread(target=lambda: answers.append(post(address, keys, steps=4, n=2)))

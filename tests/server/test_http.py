@@ -83,9 +83,15 @@ def test_two_tenants_with_the_same_prompt_at_the_same_time_get_their_own_policie
 
 def test_rows_of_two_tenants_really_share_a_call(clients, service, keys):
     service.painter.batch_rows = service.worker._most = 8
-    gate = threading.Event()
+    entered, gate = threading.Event(), threading.Event()
     take = service.queue.take
-    service.queue.take = lambda most, timeout: gate.wait(20) and take(most, timeout)
+
+    def held_take(most, timeout):
+        entered.set()
+        return take(most, timeout) if gate.wait(20) else []
+
+    service.queue.take = held_take
+    assert entered.wait(20)  # the call that ran meanwhile has ended, and cannot take the first row alone
     threads = [threading.Thread(target=draw, args=(clients[name],)) for name in ("acme", "zoo", "acme")]
     for thread in threads:
         thread.start()
@@ -222,9 +228,10 @@ def test_file_formats(clients, form):
 
 
 def test_without_explain_no_gamma_leaves_the_server(config, pipe, client_of, keys):
+    from semipermeable.server.painter import Painter
     from semipermeable.server.service import Service
 
-    service = Service(config.model_copy(update={"explain": False}), pipe)
+    service = Service(config.model_copy(update={"explain": False}), Painter(pipe))
     answer = draw(client_of(service)(keys.acme.key))
     assert answer.data[0].membranes is None
     assert service.audit.read()[0]["membranes"][0]["gamma"] == 1.0

@@ -160,8 +160,8 @@ def test_pixels_that_are_no_numbers_are_refused(painter, shelved):
 
 def test_sizes_and_steps_that_the_model_cannot_draw(painter):
     assert painter.native_size == (64, 64)
-    painter.check_size(96, 64)
+    painter.facts.check_size(96, 64)
     with pytest.raises(PolicyError, match="multiples of 16"):
-        painter.check_size(72, 64)
+        painter.facts.check_size(72, 64)
     with pytest.raises(PolicyError, match="scheduler has 1000"):
-        painter.check_steps(1001)
+        painter.facts.check_steps(1001)

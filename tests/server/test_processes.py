@@ -1,13 +1,9 @@
 """The server as a process: started by the command line, killed, started again; and 200 clients for a minute."""
 
 import logging
-import os
 import re
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +11,6 @@ from collections import Counter
 import httpx2
 import psutil
 import pytest
-import tomli_w
 
 TEXT = "an icon of a cat"
 log = logging.getLogger(__name__)
@@ -25,70 +20,10 @@ def header(key):
     return {"authorization": f"Bearer {key}"}
 
 
-@pytest.fixture
-def files(tmp_path, folder, policies, keys):
-    """A configuration on disk."""
-
-    def write(**changes):
-        content = {
-            "membranes": "membranes",
-            "policies": "policies.toml",
-            "explain": True,
-            "admin_keys": [{"id": keys.admin.id, "hash": keys.admin.hash}],
-            "drawing": {"steps": 1, "max_steps": 4},
-        }
-        (tmp_path / "server.toml").write_text(tomli_w.dumps(content | changes))
-        return tmp_path / "server.toml"
-
-    write()
-    return write
-
-
-class Process:
-    """`spm serve` in a process of its own."""
-
-    def __init__(self, *arguments, cwd):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "semipermeable", "serve", "--port", str(self.port), *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.log = (cwd / "log.txt").open("ab")
-        self.popen = subprocess.Popen(command, cwd=cwd, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.text = lambda: (cwd / "log.txt").read_text()
-        try:
-            self._wait(time.monotonic() + 500)
-        except BaseException:
-            self.end(signal.SIGKILL)
-            raise
-
-    def _wait(self, deadline):
-        while True:
-            assert self.popen.poll() is None, self.text()
-            assert time.monotonic() < deadline, self.text()
-            try:
-                if httpx2.get(f"{self.address}/readyz").status_code == 200:
-                    return
-            except httpx2.TransportError:
-                time.sleep(0.1)
-
-    def post(self, key, **fields):
-        body = {"prompt": TEXT, "seed": 1} | fields
-        return httpx2.post(f"{self.address}/v1/images/generations", headers=header(key), json=body, timeout=120)
-
-    def end(self, number=signal.SIGTERM):
-        """Send a signal and return the exit code."""
-        self.popen.send_signal(number)
-        code = self.popen.wait(60)
-        self.log.close()
-        return code
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_path, folder):
-    process = Process("--membranes", "membranes", cwd=tmp_path)
+def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_path, folder, spm_serve):
+    process = spm_serve("--membranes", "membranes", cwd=tmp_path)
     try:
         key = re.search(r"key for this run, also for administration: (\S+)", process.text())[1]
         answer = process.post(key, steps=1)
@@ -105,9 +40,9 @@ def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_kill_9_under_load_loses_no_record_of_a_delivered_picture_and_it_starts_again(tmp_path, files, keys):
+def test_kill_9_under_load_loses_no_record_of_a_delivered_picture_and_it_starts_again(tmp_path, files, keys, spm_serve):
     delivered, stop = [], threading.Event()
-    process = Process("--config", files(), cwd=tmp_path)
+    process = spm_serve("--config", files(), cwd=tmp_path)
 
     def client(name):
         while not stop.is_set():
@@ -136,7 +71,7 @@ def test_kill_9_under_load_loses_no_record_of_a_delivered_picture_and_it_starts_
     records.close()
     assert set(delivered) <= found
     assert set(pairs.values()) == {2}
-    again = Process("--config", files(), cwd=tmp_path)
+    again = spm_serve("--config", files(), cwd=tmp_path)
     try:
         assert again.post(keys.acme.key).status_code == 200
         rows = httpx2.get(f"{again.address}/v1/audit?limit=1000", headers=header(keys.admin.key)).json()["data"]
@@ -147,11 +82,9 @@ def test_kill_9_under_load_loses_no_record_of_a_delivered_picture_and_it_starts_
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_200_clients_for_a_minute_lose_nothing_mix_nothing_up_and_memory_stays_flat(
-    tmp_path, files, keys, record_property
-):
+def test_200_clients_for_a_minute_lose_nothing_mix_nothing_up_and_memory_stays_flat(tmp_path, files, keys, spm_serve):
     config = files(limits={"queue_rows": 400, "tenant_rows": 200, "connections": 1024})
-    process = Process("--config", config, cwd=tmp_path)
+    process = spm_serve("--config", config, cwd=tmp_path)
     started = time.monotonic()
     outcomes, wrong, delivered = Counter(), [], []
     memory = []

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from semipermeable.cli.options import DeviceOption, silence_libraries
 from semipermeable.cli.problems import fail, guarded
 
 if TYPE_CHECKING:
-    from semipermeable.server.config import KeyTable, ServerConfig
+    from semipermeable.server.config import KeyTable, RayTable, ServerConfig
     from semipermeable.server.policies import PolicySet
 
 __all__ = ["AUDIT_EXAMPLE", "KEY_EXAMPLE", "SERVE_EXAMPLE", "serve_audit_command", "serve_command", "serve_key_command"]
@@ -39,6 +40,19 @@ def serve_command(
         int | None, typer.Option("--port", help="TCP port; 8000 by default, 0 takes a free one.", min=0, max=65535)
     ] = None,
     device: DeviceOption = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Draw with replicas under Ray Serve (extra 'cluster'), started here.")
+    ] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            "--replicas", metavar="N|MIN:MAX", help="Replicas, each with the whole model; 2 by default. Means --ray."
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="HOST:PORT of a running Ray cluster, or auto. Means --ray."),
+    ] = None,
 ) -> None:
     """Serve pictures over OpenAI's images API, under one policy of membranes per tenant.
 
@@ -50,9 +64,12 @@ def serve_command(
     from semipermeable.server.service import Service
 
     settings = _settings(config, model, membranes, host, port, device).checked()
+    if ray or replicas is not None or ray_address is not None:
+        settings = settings.model_copy(update={"ray": _ray_table(settings, replicas, ray_address)})
     policies, admins = _local(settings)
     silence_libraries()
-    typer.echo(f"loading {settings.model}", err=True)
+    where = "" if settings.ray is None else " into replicas under Ray Serve"
+    typer.echo(f"loading {settings.model}{where}", err=True)
     service = Service.load(settings, policies, admins)
     for problem in service.keeper.state.problems:
         typer.echo(f"warning: {problem.file}: {problem.message}", err=True)
@@ -133,6 +150,20 @@ def _settings(
         "listen": settings.listen.model_copy(update={key: value for key, value in listen.items() if value is not None}),
     }
     return settings.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _ray_table(settings: "ServerConfig", replicas: str | None, address: str | None) -> "RayTable":
+    """Return the configuration's `[ray]` under what the command line says."""
+    from semipermeable.server.config import RayTable
+    from semipermeable.server.tables import fit_table
+
+    given: dict[str, str | int | None] = {} if address is None else {"address": address}
+    if replicas is not None:
+        shape = re.fullmatch(r"([1-9][0-9]{0,3})(?::([1-9][0-9]{0,3}))?", replicas)
+        if shape is None:
+            raise typer.BadParameter(f"--replicas is {replicas!r}; write e.g. 2, or 1:8 for as many as pictures need")
+        given |= {"replicas": int(shape[1]), "max_replicas": int(shape[2]) if shape[2] else None}
+    return fit_table((settings.ray or RayTable()).model_dump() | given, "--ray", RayTable)
 
 
 def _local(settings: "ServerConfig") -> "tuple[PolicySet | None, tuple[KeyTable, ...]]":

@@ -11,6 +11,8 @@ Rule of the house: a membrane that is required and cannot be applied means a ref
     policies policies.toml                  library   the folder of membranes
     state    what is in force; hot reload   planning  which membranes act on a request
     jobs     rows waiting, fair queue       painter   the pipeline and its membranes
-    worker   the thread that draws          audit     one record per picture
+    worker   the threads that draw          audit     one record per picture
+    painting what worker and painter share  fleet     replicas under Ray Serve, used like a painter
+    replica  a painter on another machine
     schemas, routes, app, limits, monitoring, running: HTTP
 """

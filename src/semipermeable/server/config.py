@@ -13,7 +13,16 @@ from pydantic import Field, model_validator
 from semipermeable.errors import PolicyError
 from semipermeable.server.tables import Table, read_table
 
-__all__ = ["AuditTable", "DrawingTable", "KeyTable", "LimitsTable", "ListenTable", "ServerConfig", "load_config"]
+__all__ = [
+    "AuditTable",
+    "DrawingTable",
+    "KeyTable",
+    "LimitsTable",
+    "ListenTable",
+    "RayTable",
+    "ServerConfig",
+    "load_config",
+]
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -121,6 +130,39 @@ class AuditTable(Table):
     """Keep prompts as text, or only their salted hash."""
 
 
+class RayTable(Table):
+    """Replicas that draw, under Ray Serve; see `fleet`."""
+
+    address: str | None = None
+    """Of a running Ray cluster, "HOST:PORT", or "auto" for that of this machine; None starts Ray here, and ends it."""
+    app: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "semipermeable"
+    """Name of the Serve application; two servers on one cluster need two names."""
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Replicas, each with the whole model; with `max_replicas` the fewest."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Most replicas, started and ended as pictures wait; None keeps `replicas`."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of a replica."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a replica; a fraction shares one. None is 1 if the cluster has any and `device` is not a CPU, else 0."""
+
+    @property
+    def most(self) -> int:
+        """The most replicas there may be."""
+        return self.max_replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RayTable":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas = {self.max_replicas} is less than replicas = {self.replicas}")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise ValueError(
+                f"address = {self.address!r} is a Ray client's; run the server on a machine of the cluster, with "
+                '"HOST:PORT" of its head or "auto"'
+            )
+        return self
+
+
 class ServerConfig(Table):
     """Everything in `server.toml`."""
 
@@ -150,6 +192,8 @@ class ServerConfig(Table):
     """See DrawingTable."""
     audit: AuditTable = AuditTable()
     """See AuditTable."""
+    ray: RayTable | None = None
+    """See RayTable; None draws in the server's own process."""
 
     def checked(self) -> "ServerConfig":
         """Return this configuration if it is safe to run.

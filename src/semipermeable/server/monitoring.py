@@ -22,6 +22,9 @@ class Figures:
         batch_rows: rows of a denoiser call.
         call_seconds: of a denoiser call.
         request_seconds: from request to answer.
+        lost: replicas lost while they drew.
+        replicas: that can draw; 1 where the server's own process draws.
+        calls: denoiser calls, by the rank of the replica ("-" is this process).
         state: number of the state in force.
         problems: of the state in force.
     """
@@ -36,6 +39,9 @@ class Figures:
         self.batch_rows = Histogram("spm_batch_rows", "Pictures in one call", buckets=_ROWS, registry=registry)
         self.call_seconds = Histogram("spm_call_seconds", "Seconds of one call", buckets=_SECONDS, registry=registry)
         self.request_seconds = Histogram("spm_request_seconds", "Seconds", buckets=_SECONDS, registry=registry)
+        self.calls = Counter("spm_calls", "Denoiser calls", ("replica",), registry=registry)
+        self.replicas = Gauge("spm_replicas", "Replicas that can draw", registry=registry)
+        self.lost = Counter("spm_replicas_lost", "Replicas lost while they drew", registry=registry)
         self.state = Gauge("spm_state", "Number of the state in force", registry=registry)
         self.problems = Gauge("spm_problems", "Problems of the state in force", registry=registry)
 

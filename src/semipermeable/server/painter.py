@@ -17,7 +17,7 @@ from PIL import Image
 
 from semipermeable.equip import Attachment, attach
 from semipermeable.equip.gating import gated_concept
-from semipermeable.errors import AttachError, PolicyError
+from semipermeable.errors import AttachError, SemipermeableError
 from semipermeable.files.foreign import resolve_foreign
 from semipermeable.generation.drawing import batch_size_for
 from semipermeable.hosts import host_for
@@ -25,16 +25,13 @@ from semipermeable.membrane import Membrane
 from semipermeable.permeability import Decision, EncodedPrompt, GatedConcept, resolve
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
+from semipermeable.server.painting import Abandoned, Asked, Facts, Painted, Standing
 from semipermeable.server.planning import Acting, Plan
 from semipermeable.sites import resolve_sites
 
 __all__ = ["Abandoned", "Painter", "Row"]
 
 _MAX_CACHED = 4096
-
-
-class Abandoned(Exception):  # noqa: N818 - not an error: everybody who waited for the call has left
-    """A call was stopped between two steps because nobody waits for it."""
 
 
 class Row:
@@ -69,9 +66,13 @@ class Painter:
         self.batch_rows = batch_rows or batch_size_for(pipe)
 
     @property
-    def model_hash(self) -> str:
-        """SHA-256 of the denoiser's weights."""
-        return self._host.base_hash()
+    def most_calls(self) -> int:
+        """One: the pipeline belongs to one thread."""
+        return 1
+
+    def calls(self, waiting: int) -> int:  # noqa: ARG002 - see `Paints`
+        """Return 1."""
+        return 1
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -80,26 +81,21 @@ class Painter:
         scale = int(self._pipe.vae_scale_factor)
         return width * scale, height * scale
 
-    def check_size(self, width: int, height: int) -> None:
-        """Refuse a size the model cannot draw.
-
-        Raises:
-            PolicyError: if the latent's sides cannot be halved as often as the denoiser halves them.
-        """
+    @property
+    def facts(self) -> Facts:
+        """What the server must know of the model; hashes its weights."""
         halvings = len(getattr(self._denoiser.config, "block_out_channels", (0,))) - 1
-        unit = int(self._pipe.vae_scale_factor) * 2**halvings
-        if width % unit or height % unit:
-            raise PolicyError(f"drawing.sizes holds {width}x{height}; both sides must be multiples of {unit} here")
+        return Facts(
+            model_hash=self._host.base_hash(),
+            native_size=self.native_size,
+            unit=int(self._pipe.vae_scale_factor) * 2**halvings,
+            most_steps=int(getattr(self._pipe.scheduler.config, "num_train_timesteps", 1000)),
+            batch_rows=self.batch_rows,
+        )
 
-    def check_steps(self, steps: int) -> None:
-        """Refuse more steps than the model's scheduler has.
-
-        Raises:
-            PolicyError: if the scheduler cannot take that many.
-        """
-        most = int(getattr(self._pipe.scheduler.config, "num_train_timesteps", 1000))
-        if steps > most:
-            raise PolicyError(f"drawing.max_steps is {steps}; this model's scheduler has {most}")
+    def standing(self) -> Standing:
+        """Return that pictures can be drawn: the model is here."""
+        return Standing(True)
 
     def fit(self, membrane: Membrane) -> Membrane:
         """Return a membrane with the denoiser's site names; safe to call from another thread.
@@ -203,6 +199,28 @@ class Painter:
             raise AttachError("the model drew pixels that are not finite numbers; the strength may be too large")
         data = (pixels.float().cpu().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
         return [Image.fromarray(picture) for picture in data]
+
+    def draw(
+        self, shelf: Iterable[Shelved], rows: Sequence[Asked], shape: CallShape, unwanted: Callable[[], bool]
+    ) -> list[Painted]:
+        """Hold the shelf, decide γ, and draw: see `Paints.draw`.
+
+        Raises:
+            AttachError: if a membrane of the shelf cannot be attached, or one of a plan did not act.
+            CalibrationError, PermeabilityError: if a rule cannot decide.
+            Abandoned: if the call was stopped.
+        """
+        try:
+            self.hold(shelf)
+        except SemipermeableError as error:
+            raise AttachError(f"membranes in force cannot be attached: {error}") from error
+        decisions = self.decide([row.prompt for row in rows], [row.plan for row in rows])
+        full = [
+            Row(row.prompt, row.negative, row.seed, row.plan, decided)
+            for row, decided in zip(rows, decisions, strict=True)
+        ]
+        images = self.paint(full, shape, unwanted)
+        return [Painted(image, decided) for image, decided in zip(images, decisions, strict=True)]
 
     def close(self) -> None:
         """Give the pipeline its bare denoiser back."""

@@ -186,7 +186,10 @@ async def readyz(service: Served) -> Response:
     """Say whether pictures can be drawn, and what is wrong on disk."""
     state = service.keeper.state
     problems = [ProblemView(file=one.file, message=one.message, kept=one.kept) for one in state.problems]
-    ready = service.worker.alive
+    standing = await anyio.to_thread.run_sync(service.painter.standing)
+    ready = service.worker.alive and standing.ready
+    if standing.message:
+        problems.append(ProblemView(file="replicas", message=standing.message, kept=standing.ready))
     try:
         await anyio.to_thread.run_sync(service.audit.check)
     except AuditError as error:

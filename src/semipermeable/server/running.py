@@ -25,6 +25,8 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
             host=listen.host,
             port=listen.port,
             http=guarded_protocol(limits.header_seconds),
+            # Whatever else is installed, the loop is the one that the hostile tests run on.
+            loop="asyncio",
             ws="none",
             lifespan="on",
             log_level="info",

@@ -8,18 +8,19 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
-from semipermeable.errors import AuditError, RefusedError
+from semipermeable.errors import AuditError, ConfigError, RefusedError
 from semipermeable.generation import load_model
 from semipermeable.server.audit import AuditLog, Record
 from semipermeable.server.config import KeyTable, ServerConfig
+from semipermeable.server.fleet import Fleet
 from semipermeable.server.jobs import CallShape, Drawn, FairQueue, Job
 from semipermeable.server.keys import KeyRing, Remembered
 from semipermeable.server.monitoring import Figures
 from semipermeable.server.painter import Painter
+from semipermeable.server.painting import Paints, ReplicaLost
 from semipermeable.server.policies import PolicySet
 from semipermeable.server.schemas import Explanation, ImageRequest, Picture
 from semipermeable.server.state import Keeper
@@ -57,7 +58,7 @@ class Service:
 
     Args:
         config: the configuration.
-        pipe: a loaded pipeline.
+        painter: what draws; it belongs to the service from now on.
         policies: a fixed policy set for a server without policy file, else None.
         admins: ids of tenants' keys that administer too (the local server's one key).
 
@@ -69,17 +70,18 @@ class Service:
     def __init__(
         self,
         config: ServerConfig,
-        pipe: Any,
+        painter: Paints,
         policies: PolicySet | None = None,
         admins: Sequence[KeyTable] = (),
     ) -> None:
         self.config = config
-        self.painter = Painter(pipe, config.drawing.batch_rows)
-        self.painter.check_steps(config.drawing.max_steps)
-        self.sizes = tuple(_sides(size) for size in config.drawing.sizes) or (self.painter.native_size,)
+        self.painter = painter
+        facts = painter.facts
+        facts.check_steps(config.drawing.max_steps)
+        self.sizes = tuple(_sides(size) for size in config.drawing.sizes) or (facts.native_size,)
         for width, height in self.sizes:
-            self.painter.check_size(width, height)
-        self.model_hash = self.painter.model_hash
+            facts.check_size(width, height)
+        self.model_hash = facts.model_hash
         self._admins = KeyRing({key.id: (key.hash, "") for key in (*config.admin_keys, *admins)})
         self.audit = AuditLog(config.audit.url or "sqlite:///audit.sqlite3", config.audit.prompts)
         source = policies or config.policies
@@ -91,6 +93,7 @@ class Service:
         self.figures.waiting.set_function(lambda: len(self.queue))
         self.figures.state.set_function(lambda: self.keeper.state.number)
         self.figures.problems.set_function(lambda: len(self.keeper.state.problems))
+        self.figures.replicas.set_function(lambda: painter.calls(0))
         self.worker = Worker(self.painter, self.queue, lambda: self.keeper.state, self.figures)
         self._remembered = Remembered()
         self.started = int(time.time())
@@ -99,9 +102,26 @@ class Service:
     def load(
         cls, config: ServerConfig, policies: PolicySet | None = None, admins: Sequence[KeyTable] = ()
     ) -> "Service":
-        """Load the configured model and return the service."""
-        pipe = load_model(config.model, device=config.device, dtype=config.dtype)
-        return cls(config, pipe, policies, admins)
+        """Load the configured model, into this process or into replicas, and return the service.
+
+        Raises:
+            ModelError: if it cannot be loaded.
+            ConfigError: if replicas cannot be started, or end before they were asked.
+        """
+        painter: Paints
+        if config.ray is None:
+            pipe = load_model(config.model, device=config.device, dtype=config.dtype)
+            painter = Painter(pipe, config.drawing.batch_rows)
+        else:
+            painter = Fleet(config)
+        try:
+            return cls(config, painter, policies, admins)
+        except ReplicaLost as error:
+            painter.close()
+            raise ConfigError(f"the replicas ended while the server started: {error}") from error
+        except BaseException:
+            painter.close()
+            raise
 
     def recall(self, key: str) -> Caller | None:
         """Return the caller of a key that was found right before; takes microseconds."""

@@ -1,14 +1,15 @@
 """Reading TOML into frozen pydantic models, with errors that name file, key and next step."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semipermeable.errors import PolicyError, closest
 
-__all__ = ["Table", "parse_table", "read_table"]
+__all__ = ["Table", "fit_table", "parse_table", "read_table"]
 
 _MAX_BYTES = 4 * 1024 * 1024
 _T = TypeVar("_T", bound="Table")
@@ -54,6 +55,20 @@ def parse_table(data: bytes, name: str, kind: type[_T]) -> _T:
         content = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"{name}: is not valid TOML: {error}") from error
+    return fit_table(content, name, kind)
+
+
+def fit_table(content: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
+    """Return values as a table.
+
+    Args:
+        content: key to value.
+        name: where they are from, for messages.
+        kind: the model they must fit.
+
+    Raises:
+        PolicyError: if they do not.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -1,7 +1,9 @@
-"""The thread that owns the pipeline: takes rows from the queue, plans them against the state in force, draws them.
+"""The threads that draw: take rows from the queue, plan them against the state in force, have them drawn.
 
-Whatever goes wrong with a batch is answered to its rows, and the thread goes on with the next. A batch that does not
-fit into memory is drawn again in halves, which changes no picture; a single row that does not fit is refused.
+There is one thread where the pipeline is in this process, and one per replica, at most, where replicas draw. Whatever
+goes wrong with a batch is answered to its rows, and the thread goes on with the next. A batch that does not fit into
+memory is drawn again in halves, which changes no picture; a single row that does not fit is refused. A batch whose
+replica died is drawn by another.
 """
 
 import logging
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 from semipermeable.errors import AttachError, RefusedError, SemipermeableError
 from semipermeable.server.jobs import Drawn, FairQueue, Job, too_late
 from semipermeable.server.monitoring import Figures
-from semipermeable.server.painter import Abandoned, Painter, Row
+from semipermeable.server.painting import Abandoned, Asked, Paints, ReplicaLost, out_of_memory
 from semipermeable.server.planning import Plan, plan_for
 from semipermeable.server.state import State
 
@@ -20,19 +22,20 @@ __all__ = ["Worker"]
 
 _log = logging.getLogger("semipermeable.server")
 _POLL_SECONDS = 0.2
+_MOST_LOST = 3
 
 
 class Worker:
-    """Draws what is in the queue, in a thread of its own.
+    """Draws what is in the queue: one call at a time, or several where replicas draw.
 
     Args:
-        painter: the pipeline.
+        painter: what draws.
         queue: the rows that wait.
         state: returns what is in force.
         figures: receives sizes and times of calls.
     """
 
-    def __init__(self, painter: Painter, queue: FairQueue, state: Callable[[], State], figures: Figures) -> None:
+    def __init__(self, painter: Paints, queue: FairQueue, state: Callable[[], State], figures: Figures) -> None:
         self._painter = painter
         self._queue = queue
         self._state = state
@@ -40,40 +43,75 @@ class Worker:
         self._most = painter.batch_rows
         self._stop = threading.Event()
         self._abort = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="semipermeable-painter", daemon=True)
+        self._free = threading.Condition()
+        self._calls = 0
+        names = (f"semipermeable-painter-{number}" for number in range(painter.most_calls))
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether every thread runs."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def start(self) -> None:
         """Begin to draw."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, seconds: float) -> None:
         """Draw what waits for at most `seconds`, refuse the rest, and end."""
+        deadline = time.monotonic() + seconds
         self._queue.close()
         self._stop.set()
-        self._thread.join(seconds)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._abort.set()
         self._queue.refuse_all(_stopping())
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._painter.close()
 
     def _run(self) -> None:
         while not (self._stop.is_set() and not len(self._queue)):
-            jobs = self._queue.take(self._most, _POLL_SECONDS)
-            if not jobs:
+            if not self._enter():
                 continue
             try:
-                self._serve(jobs)
-            except BaseException:
-                _log.exception("a batch of %d pictures failed", len(jobs))
-                for job in jobs:
-                    job.refuse(_internal())
+                jobs = self._queue.take(self._most, _POLL_SECONDS)
+                if jobs:
+                    self._serve_or_refuse(jobs)
+            finally:
+                self._leave()
 
-    def _serve(self, jobs: Sequence[Job]) -> None:
+    def _enter(self) -> bool:
+        """Wait a little for leave to make a call; returns whether it was given."""
+        allowed = self._painter.calls(len(self._queue))
+        with self._free:
+            if self._calls >= allowed:
+                self._free.wait(_POLL_SECONDS)
+                return False
+            self._calls += 1
+            return True
+
+    def _leave(self) -> None:
+        with self._free:
+            self._calls -= 1
+            self._free.notify()
+
+    def _serve_or_refuse(self, jobs: Sequence[Job]) -> None:
+        try:
+            self._serve(jobs)
+        except BaseException:
+            _log.exception("a batch of %d pictures failed", len(jobs))
+            for job in jobs:
+                job.refuse(_internal())
+
+    def _serve(self, jobs: Sequence[Job], lost: int = 0) -> None:
+        """Plan rows against the state in force and draw them.
+
+        Args:
+            jobs: rows of one shape.
+            lost: how many replicas were lost with them before.
+        """
         state = self._state()
         planned: list[tuple[Job, Plan]] = []
         for job in jobs:
@@ -81,55 +119,61 @@ class Worker:
                 planned.append((job, plan_for(state, job.tenant, job.erase)))
             except RefusedError as error:
                 job.refuse(error)
-        if not planned:
-            return
-        try:
-            self._painter.hold(state.shelf.membranes.values())
-        except SemipermeableError as error:
-            _log.error("membranes of state %d cannot be attached: %s", state.number, error)
-            for job, _ in planned:
-                job.refuse(_not_applied())
-            return
-        self._draw(planned)
+        if planned:
+            self._draw(planned, state, lost)
 
-    def _draw(self, planned: Sequence[tuple[Job, Plan]]) -> None:
+    def _draw(self, planned: Sequence[tuple[Job, Plan]], state: State, lost: int) -> None:
         """Draw rows in one call; in two, if memory does not suffice."""
         shape = planned[0][0].shape
         jobs = [job for job, _ in planned]
-        rows: list[Row] = []
+        rows = [Asked(job.prompt, job.negative, job.seed, plan) for job, plan in planned]
         start = time.perf_counter()
         try:
-            decisions = self._painter.decide([job.prompt for job in jobs], [plan for _, plan in planned])
-            rows = [
-                Row(job.prompt, job.negative, job.seed, plan, decided)
-                for (job, plan), decided in zip(planned, decisions, strict=True)
-            ]
-            images = self._painter.paint(rows, shape, lambda: self._unwanted(jobs))
+            painted = self._painter.draw(state.shelf.membranes.values(), rows, shape, lambda: self._unwanted(jobs))
         except Abandoned:
             for job in jobs:
                 job.refuse(_stopping() if self._abort.is_set() else too_late())
             return
+        except ReplicaLost as error:
+            self._again(jobs, lost + 1, error)
+            return
         except SemipermeableError as error:
-            _log.error("%d pictures were refused: %s", len(jobs), error)
+            _log.error("%d pictures of state %d were refused: %s", len(jobs), state.number, error)
             for job in jobs:
                 job.refuse(_not_applied() if isinstance(error, AttachError) else _not_decided())
             return
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-            images = None
-        if images is None:
+            painted = None
+        if painted is None:
             # Outside the handler: the error's traceback holds the tensors of the failed call.
-            self._halve(planned)
+            self._halve(planned, state, lost)
             return
         seconds = time.perf_counter() - start
-        self._queue.measured(len(jobs), seconds)
+        self._queue.measured(len(jobs) * max(1, self._painter.calls(0)), seconds)
         self._figures.batch_rows.observe(len(jobs))
         self._figures.call_seconds.observe(seconds)
-        for row, job, image in zip(rows, jobs, images, strict=True):
-            job.finish(Drawn(image, row.plan, row.decisions, len(jobs)))
+        self._figures.calls.labels(painted[0].replica).inc()
+        for (job, plan), one in zip(planned, painted, strict=True):
+            job.finish(Drawn(one.image, plan, one.decisions, len(jobs)))
 
-    def _halve(self, planned: Sequence[tuple[Job, Plan]]) -> None:
+    def _again(self, jobs: Sequence[Job], lost: int, error: ReplicaLost) -> None:
+        """Draw rows whose replica died once more: a row's noise depends on its seed alone, so it is the same picture.
+
+        They are planned anew. After `_MOST_LOST` replicas it may be the rows that kill them.
+        """
+        self._figures.lost.inc()
+        _log.warning("a replica was lost with %d pictures, time %d: %s", len(jobs), lost, error)
+        if lost >= _MOST_LOST:
+            for job in jobs:
+                job.refuse(_lost())
+            return
+        wanted = [job for job in jobs if job.wanted()]
+        if wanted:
+            self._serve(wanted, lost)
+
+    def _halve(self, planned: Sequence[tuple[Job, Plan]], state: State, lost: int) -> None:
         _log.warning("out of memory with %d pictures in one call", len(planned))
         if len(planned) == 1:
             planned[0][0].refuse(
@@ -137,17 +181,12 @@ class Worker:
             )
             return
         half = len(planned) // 2
-        self._draw(planned[:half])
-        self._draw(planned[half:])
+        self._draw(planned[:half], state, lost)
+        self._draw(planned[half:], state, lost)
 
     def _unwanted(self, jobs: Sequence[Job]) -> bool:
         now = time.monotonic()
         return self._abort.is_set() or all(job.abandoned or now > job.deadline for job in jobs)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _not_applied() -> RefusedError:
@@ -164,6 +203,15 @@ def _not_decided() -> RefusedError:
         "of the server.",
         status=503,
         code="gate_failed",
+    )
+
+
+def _lost() -> RefusedError:
+    return RefusedError(
+        f"{_MOST_LOST} replicas died while they drew your pictures; nothing was drawn, try again",
+        status=503,
+        code="replica_lost",
+        retry_after=5,
     )
 
 
