@@ -14,7 +14,7 @@ both keep state between calls, attached or not (a fast tokenizer its padding).
 import functools
 import os
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -182,13 +182,13 @@ class Attachment:
                 raise AttachError(
                     f"this pipeline already holds {owner!r}; use its .add() and .remove(), or .detach() it first"
                 )
-            refuse_rewritten(denoiser)
+            refuse_rewritten(denoiser, compiled=True)
 
     def _prepare(self, membranes: Sequence[Membrane] | Bank) -> tuple[RowGate | BankGate, Binding]:
         if isinstance(membranes, Bank):
             told = (membranes, self._rule, self._strength, self._on_unknown, self.trace)
             bank_gate = BankGate(self._host, self._original, *told)
-            return bank_gate, Binding(self._original, [], fold=True, counter=self._counter)
+            return bank_gate, self._bound([])
         names = [m.name for m in membranes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -201,7 +201,15 @@ class Attachment:
                 )
         strength = strengths_for(membranes, self._known_strength(names))
         gate = RowGate(self._host, membranes, self._rule, strength, self._on_unknown, self.trace)
-        return gate, Binding(self._original, membranes, fold=True, counter=self._counter)
+        return gate, self._bound(membranes)
+
+    def _bound(self, membranes: Sequence[Membrane]) -> Binding:
+        heads = {self._prefix(name): module for name, module in self._originals.items()}
+        return Binding(self._original, membranes, fold=True, counter=self._counter, heads=heads)
+
+    def _prefix(self, name: str) -> str:
+        """How the names of a denoiser's sites begin."""
+        return f"{name}." if len(self._originals) > 1 else ""
 
     def _is_live(self) -> bool:
         return getattr(self, "_attached", False)
@@ -213,6 +221,7 @@ class Attachment:
 
     def _replace(self, membranes: Sequence[Membrane]) -> None:
         gate, binding = self._prepare(membranes)
+        binding.inherit(self._binding)
         with self._lock:
             old = self._binding
             self._gate, self._binding = gate, binding
@@ -235,7 +244,9 @@ class Attachment:
         return watched
 
     @contextmanager
-    def _gated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[None, None, None]:
+    def _gated(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Generator[Callable[..., Any] | None, None, None]:
         with self._lock:
             gate, binding = self._gate, self._binding
         rows = self._host.call_rows(args, kwargs)
@@ -245,9 +256,8 @@ class Attachment:
         else:
             membranes, strengths = gate.select(self._book.read(rows.text), rows.conditional, named=rows.named)
         unconditional = tuple(not conditional for conditional in rows.conditional)
-        within = f"{name}." if len(self._originals) > 1 else ""
-        with binding.act(membranes, strengths, within, unconditional=unconditional):
-            yield
+        with binding.act(membranes, strengths, self._prefix(name), unconditional=unconditional) as stand_in:
+            yield stand_in
 
 
 def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: Any) -> list[Membrane]:
@@ -285,7 +295,8 @@ def attach(
 
     Raises:
         ArchitectureError: if no host supports the pipeline.
-        AttachError: if it already holds an attachment, is compiled, or has fused projections.
+        AttachError: if it already holds an attachment, has fused projections, or is compiled in a way that cannot be
+            repeated (`torch.compile` and `compile` of diffusers can).
         SiteError: if a membrane does not fit.
         PermeabilityError: if the rule, a name in it, or a strength is not usable.
     """

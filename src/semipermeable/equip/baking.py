@@ -26,6 +26,7 @@ from semipermeable.files.ldm_names import names_of_unet, vae_name
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane
 from semipermeable.rank1 import folded_weight
+from semipermeable.runtime import require_plain
 from semipermeable.sites import resolve_sites
 
 __all__ = ["bake_checkpoint", "bake_folder"]
@@ -95,7 +96,9 @@ def _baked(pipe: Any, membranes: MembraneLike | Sequence[MembraneLike]) -> Gener
 def _check_rounding(denoiser: nn.Module, membrane: Membrane) -> None:
     """Refuse a dtype in which W + Δ is mostly W: the share ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩ over all sites."""
     kept = whole = 0.0
-    for name, site in resolve_sites(denoiser, dict(membrane.pairs)).items():
+    sites = resolve_sites(denoiser, dict(membrane.pairs))
+    require_plain(sites.values())
+    for name, site in sites.items():
         u, v = (tensor.to(site.weight.device) for tensor in membrane.pairs[name])
         weight = site.weight.detach()
         delta = folded_weight(torch.zeros_like(weight, dtype=torch.float32), u, v)

@@ -19,7 +19,7 @@ from semipermeable.equip.gating import strengths_for
 from semipermeable.errors import AttachError
 from semipermeable.hosts import host_for
 from semipermeable.rank1 import folded_weight
-from semipermeable.runtime import refuse_rewritten, view_owner
+from semipermeable.runtime import refuse_rewritten, require_plain, view_owner
 from semipermeable.sites import Site, resolve_sites
 
 __all__ = ["Folded", "fold"]
@@ -59,7 +59,7 @@ def fold(
 
     Raises:
         AttachError: if membranes are attached to the pipeline, or its denoiser is compiled or fused.
-        SiteError: if a membrane does not fit, or a layer has no plain weight. The weights are as before then.
+        SiteError: if a membrane does not fit, or a weight is quantised or offloaded. The weights are as before then.
     """
     host = host_for(pipe)
     for part in host.denoisers.values():
@@ -74,6 +74,7 @@ def fold(
         sites = resolve_sites(denoiser, dict(membrane.pairs))
         for name, (u, v) in membrane.pairs.items():
             parts.setdefault(name, (sites[name], []))[1].append((u, v, factor))
+    require_plain(site for site, _ in parts.values())
     new = [(site.weight, _sum(site.weight, pairs)) for site, pairs in parts.values()]
     former = [(parameter, parameter.detach().clone()) for parameter, _ in new]
     with torch.no_grad():

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from semipermeable.runtime import Role
+from semipermeable.errors import AttachError
+from semipermeable.runtime import Role, uncompiled
 
 __all__ = ["CallRows", "EncodeResult", "Observed", "TextRows", "patch_shift", "together", "weights_hash"]
 
@@ -61,21 +62,44 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, shapes and values of all weights, rounded to fp16, so that the load dtype does not matter.
 
     Args:
-        module: any module; parameters and persistent buffers count. PEFT-wrapped layers count as if unwrapped.
+        module: any module; parameters and persistent buffers count. PEFT-wrapped layers count as if unwrapped, and
+            weights that accelerate has offloaded as if they were in place.
+
+    Raises:
+        AttachError: if a weight is nowhere in memory.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    digest, module = hashlib.sha256(), uncompiled(module)
+    for name, kept in sorted(module.state_dict().items()):
         if ".lora_" in name:
             continue
+        tensor = _in_memory(module, name) if kept.device.type == "meta" else kept
         value = tensor.detach().to("cpu", torch.float16).contiguous()
         digest.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}".encode())
         digest.update(ctypes.string_at(value.data_ptr(), value.numel() * value.element_size()))
     return digest.hexdigest()
 
 
+def _in_memory(module: nn.Module, name: str) -> Tensor:
+    """Return a weight that accelerate's offloading has replaced by one on the meta device."""
+    owner, _, leaf = name.rpartition(".")
+    hook: Any = getattr(module.get_submodule(owner), "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        weights = getattr(each, "weights_map", None)
+        if weights is not None:
+            return weights[leaf]
+    raise AttachError(
+        f"weight {name!r} of {type(module).__name__} is not in memory (device meta), so what it is cannot be checked. "
+        "Load the model before attaching."
+    )
+
+
 def together(denoisers: Mapping[str, nn.Module]) -> nn.Module:
-    """Return the one denoiser, or a module that holds several: a site is then named "transformer_2.blocks.0…"."""
-    return next(iter(denoisers.values())) if len(denoisers) == 1 else nn.ModuleDict(dict(denoisers))
+    """Return the one denoiser, or a module that holds several: a site is then named "transformer_2.blocks.0…".
+
+    What `torch.compile` has wrapped is taken out of its wrapper, so that names of sites are the same.
+    """
+    plain = {name: uncompiled(module) for name, module in denoisers.items()}
+    return next(iter(plain.values())) if len(plain) == 1 else nn.ModuleDict(plain)
 
 
 def patch_shift(config: Mapping[str, Any], patches: int, *, max_shift: float = 1.15) -> float:

@@ -37,7 +37,7 @@ class SDXLHost(UNetHost):
         parts = class_names(pipe)
         encoders = (parts.get("text_encoder"), parts.get("text_encoder_2"))
         tokenizers = all(parts.get(name, "").startswith("CLIPTokenizer") for name in cls.tokenizer_names)
-        unet = parts.get("unet") in ("UNet2DConditionModel", "OptimizedModule")
+        unet = parts.get("unet") == "UNet2DConditionModel"
         return unet and encoders == ("CLIPTextModel", "CLIPTextModelWithProjection") and tokenizers
 
     def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:

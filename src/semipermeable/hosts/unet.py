@@ -9,25 +9,31 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semipermeable.hosts.base import Host
 from semipermeable.hosts.condition import Condition
 from semipermeable.hosts.float_latents import call_default
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.permeability.decisions import EncodedPrompt
+from semipermeable.runtime import uncompiled
 
 __all__ = ["UNetHost", "class_names"]
 
-_UNETS = ("UNet2DConditionModel", "OptimizedModule")
-
 
 def class_names(pipe: Any) -> dict[str, str]:
-    """Return the class name of every component that a pipeline has, by attribute; {} for what is no pipeline."""
+    """Return the class name of every component that a pipeline has, by attribute; {} for what is no pipeline.
+
+    What `torch.compile` has wrapped counts as what it wraps.
+    """
     parts = getattr(pipe, "components", None)
     if not isinstance(parts, dict):
         return {}
-    return {str(name): type(part).__name__ for name, part in parts.items() if part is not None}
+    return {
+        str(name): type(uncompiled(part) if isinstance(part, nn.Module) else part).__name__
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 class UNetHost(Host):
@@ -50,7 +56,10 @@ class UNetHost(Host):
         single = not any(part in parts for part in ("text_encoder_2", "text_encoder_3", "prior"))
         clip = parts.get("text_encoder", "").startswith("CLIPTextModel")
         return (
-            parts.get("unet") in _UNETS and clip and parts.get("tokenizer", "").startswith("CLIPTokenizer") and single
+            parts.get("unet") == "UNet2DConditionModel"
+            and clip
+            and parts.get("tokenizer", "").startswith("CLIPTokenizer")
+            and single
         )
 
     @property

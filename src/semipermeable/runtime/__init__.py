@@ -6,10 +6,12 @@ strengths).
 """
 
 from semipermeable.runtime.binding import DEVICE_BYTES, Binding
+from semipermeable.runtime.folded import require_plain
 from semipermeable.runtime.paths import Path, PathCounter, PathCounts
 from semipermeable.runtime.prompt_book import PromptBook, Role
 from semipermeable.runtime.side_by_side import SHARED, SideBySide
 from semipermeable.runtime.trainable import TrainableBinding
+from semipermeable.runtime.twin import uncompiled
 from semipermeable.runtime.view import gated_view, pass_name, refuse_rewritten, view_owner
 
 __all__ = [
@@ -26,5 +28,7 @@ __all__ = [
     "gated_view",
     "pass_name",
     "refuse_rewritten",
+    "require_plain",
+    "uncompiled",
     "view_owner",
 ]

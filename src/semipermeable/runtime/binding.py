@@ -9,9 +9,9 @@ every g is zero runs the base model's own code and no other, also no hook.
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from semipermeable.errors import AttachError, SiteNotFiredError
 from semipermeable.membrane import Membrane
 from semipermeable.runtime.calls import Call, TextOutputs
+from semipermeable.runtime.folded import moves_weights
 from semipermeable.runtime.paths import Path, PathCounter
 from semipermeable.runtime.plans import Plan, make_plan
 from semipermeable.runtime.stacks import Group, Pair, group_of
 from semipermeable.runtime.taps import tapped
+from semipermeable.runtime.twin import Twin, is_compiled
 from semipermeable.sites import Site, find_sites, resolve_sites
 
 __all__ = ["DEVICE_BYTES", "Binding"]
@@ -56,6 +58,8 @@ class Binding:
         fold: whether calls may read effective weights where all rows that act have the same strengths.
         device_bytes: memory on the device for stacked pairs and effective weights; the plans used longest ago go first.
         counter: counts the paths taken; None makes its own.
+        heads: the modules that the pipeline calls, by the beginning of the names of their sites, where they may be
+            compiled: calls in which something acts then go to a twin. None: the denoiser itself.
 
     Raises:
         SiteError: if a membrane does not fit the denoiser.
@@ -69,7 +73,12 @@ class Binding:
         fold: bool = False,
         device_bytes: int = DEVICE_BYTES,
         counter: PathCounter | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
+        self._heads = {"": denoiser} if heads is None else dict(heads)
+        self._modules = [*self._heads.values(), *denoiser.modules()]
+        self._compiled = any(map(is_compiled, self._modules))
+        self._twin: Twin | None = None
         self.counter = counter or PathCounter()
         self._fold = fold
         self._device_bytes = device_bytes
@@ -91,7 +100,7 @@ class Binding:
     @contextmanager
     def activate(
         self, strengths: Tensor, within: str = "", *, unconditional: tuple[bool, ...] = ()
-    ) -> Generator[None, None, None]:
+    ) -> Generator[Callable[..., Any] | None, None, None]:
         """Let the membranes act on the denoiser call made inside the `with` block, in this thread only.
 
         Args:
@@ -102,8 +111,8 @@ class Binding:
         Raises:
             SiteNotFiredError: after the block, if a site of an acting membrane did not run.
         """
-        with self.act(self.membranes, strengths, within, unconditional=unconditional):
-            yield
+        with self.act(self.membranes, strengths, within, unconditional=unconditional) as stand_in:
+            yield stand_in
 
     @contextmanager
     def act(
@@ -113,7 +122,7 @@ class Binding:
         within: str = "",
         *,
         unconditional: tuple[bool, ...] = (),
-    ) -> Generator[None, None, None]:
+    ) -> Generator[Callable[..., Any] | None, None, None]:
         """Let any membranes act on the denoiser call made inside the `with` block, in this thread only.
 
         Args:
@@ -124,24 +133,37 @@ class Binding:
                 such rows are unconditional and many membranes act, the two kinds may run apart, and then they agree
                 with the base model to rounding. () promises the bits to every row.
 
+        Yields:
+            What to call in place of the denoiser, if it is compiled and something acts; else None.
+
         Raises:
             SiteError: if a membrane does not fit the denoiser.
             SiteNotFiredError: after the block, if a site of an acting membrane did not run.
         """
-        plan = self._plan(membranes, strengths, (within, unconditional, self._fold and not torch.is_grad_enabled()))
+        plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
+        if plan is not None and any(map(is_compiled, self._modules)) is not self._compiled:
+            self._compiled = not self._compiled
+            plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
         if plan is None:
             self.counter.add(Path.IDLE)
-            yield
+            yield None
             return
         with self._lock:
             if self._retired:
                 raise AttachError("these membranes have been detached while a call was being prepared; call again")
             self._num_calls += 1
-        call = Call(plan, self._groups, self._texts)
         try:
-            with tapped(plan.sites, call):
-                yield
-            self._verify(plan, call)
+            if self._compiled:
+                twin = self._twin_for(plan)
+                with twin.carrying(plan, within) as stand_in:
+                    yield stand_in
+                    fired = twin.fired()
+            else:
+                call = Call(plan, self._groups, self._texts)
+                with tapped(plan.sites, call):
+                    yield None
+                fired = call.fired
+            self._verify(plan, fired)
             self.counter.add(plan.path)
         finally:
             with self._lock:
@@ -160,6 +182,7 @@ class Binding:
             self._plans.clear()
             self._texts.clear()
             self._last = None
+            self._twin = None
             return
         held = {key: plan.num_bytes for key, plan in self._plans.items()}
         total = sum(held.values())
@@ -167,8 +190,24 @@ class Binding:
             key, _ = self._plans.popitem(last=False)
             total -= held[key]
 
-    def _verify(self, plan: Plan, call: Call) -> None:
-        missing = sorted(plan.names - call.fired)
+    def inherit(self, other: "Binding") -> None:
+        """Take over another binding's twin of the same denoiser, so that nothing is compiled anew."""
+        self._twin = other._twin
+
+    def _may_fold(self) -> bool:
+        return self._fold and not self._compiled and not torch.is_grad_enabled()
+
+    def _twin_for(self, plan: Plan) -> Twin:
+        with self._planning:
+            twin = self._twin
+            if twin is None or not plan.names <= twin.names or not twin.is_current():
+                names = plan.names | (twin.names if twin is not None else frozenset())
+                sites = {name: site for name, site in find_sites(self._denoiser, inside=()).items() if name in names}
+                twin = self._twin = Twin(self._heads, sites)
+            return twin
+
+    def _verify(self, plan: Plan, fired: set[str]) -> None:
+        missing = sorted(plan.names - fired)
         if missing:
             raise SiteNotFiredError(
                 f"{len(missing)} of {len(plan.names)} sites never ran, first {missing[0]!r}: the layer was replaced, "
@@ -212,7 +251,7 @@ class Binding:
             sites = [site for name, site in self._known.items() if name in pairs]
             if not sites:
                 return None
-            most = self._device_bytes if may_fold else 0
+            most = self._device_bytes if may_fold and not moves_weights(self._denoiser) else 0
             plan = make_plan(
                 sites, pairs, strengths, self._groups, acting, most_fold_bytes=most, unconditional=unconditional
             )

@@ -4,17 +4,18 @@ The base parameters are never touched. A set of effective weights is used only w
 are still what they were, and only where rounding to their dtype keeps at least 95 % of the sum (bf16 may not).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from semipermeable.errors import SiteError
 from semipermeable.runtime.stacks import Pair
 from semipermeable.runtime.taps import is_plain
 from semipermeable.sites import Site
 
-__all__ = ["KEPT", "EffectiveWeights", "can_fold", "fold_bytes", "fold_weights"]
+__all__ = ["KEPT", "EffectiveWeights", "can_fold", "fold_bytes", "fold_weights", "moves_weights", "require_plain"]
 
 KEPT = 0.95
 """Least share ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩ of Δ that must survive rounding; with less it is another erasure."""
@@ -84,6 +85,37 @@ def can_fold(site: Site) -> bool:
     weight: Tensor = layer.weight
     in_memory = weight.is_floating_point() and weight.device.type != "meta" and not weight.is_inference()
     return in_memory and weight.numel() == _num_weights(layer)
+
+
+def require_plain(sites: Iterable[Site]) -> None:
+    """Refuse sites whose weights cannot be written.
+
+    Raises:
+        SiteError: naming the first site whose weight is quantised, or elsewhere between calls (offloaded).
+    """
+    for site in sites:
+        weight = getattr(site.layer, "weight", None)
+        kind = f"{type(site.layer).__name__}, {type(weight).__name__}"
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
+            raise SiteError(
+                f"site {site.name!r} has its weight offloaded: it is in memory only while the layer runs. Fold before "
+                "offloading, or use attach, which works beside offloaded weights."
+            )
+        plain = type(weight) is nn.Parameter and weight.is_floating_point()
+        if weight is None or not plain or weight.numel() != _num_weights(site.layer):
+            raise SiteError(
+                f"site {site.name!r} has a quantised weight ({kind}): what a membrane adds would be lost in rounding. "
+                "Fold into the unquantised model and quantise afterwards, or use attach, which adds beside the weights."
+            )
+
+
+def moves_weights(denoiser: nn.Module) -> bool:
+    """Whether diffusers' group offloading moves the weights in and out during every call."""
+    for module in denoiser.modules():
+        registry = module.__dict__.get("_diffusers_hook")
+        if registry is not None and registry.get_hook("group_offloading") is not None:
+            return True
+    return False
 
 
 def _num_weights(layer: nn.Module) -> int:

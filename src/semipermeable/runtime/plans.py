@@ -65,8 +65,8 @@ class Plan:
         self.sites = {site.module: site for site in sites}
         self.names = frozenset(site.name for site in sites)
         self.weights = weights
-        self._pairs = pairs
-        self._strengths = strengths
+        self.pairs = pairs
+        self.strengths = strengths
         self._rows: dict[int, RowChoice] = {}
         self._stacks: dict[tuple[str, int, torch.device, torch.dtype], Stack] = {}
         self._joined: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
@@ -90,7 +90,7 @@ class Plan:
             AttachError: if the number of rows is no multiple of that of the call.
         """
         if num_rows not in self._rows:
-            strengths, rest = self._strengths, num_rows % self._strengths.shape[0]
+            strengths, rest = self.strengths, num_rows % self.strengths.shape[0]
             if rest:
                 raise AttachError(
                     f"a site saw {num_rows} rows while the denoiser was called with {strengths.shape[0]}; "
@@ -108,7 +108,7 @@ class Plan:
             group = self._groups.get(name)
             names = self._members[group.key] if group else [name]
             strengths = self.rows(num_rows).strengths
-            made = [stack_pairs(self._pairs[member], strengths, device, dtype) for member in names]
+            made = [stack_pairs(self.pairs[member], strengths, device, dtype) for member in names]
             joined = join(made) if group else None
             if group and joined:
                 made = joined[1]

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from semipermeable.errors import AttachError
+from semipermeable.runtime.twin import compiler_of, is_compiled, uncompiled
 
 __all__ = ["Gate", "gated_view", "pass_name", "refuse_rewritten", "view_owner"]
 
-Gate: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[None]]
-"""Given a call's positional and keyword arguments, returns the context in which the call runs."""
+Gate: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[Callable[..., Any] | None]]
+"""Given a call's positional and keyword arguments, returns the context in which the call runs; that gives what to call
+in place of the denoiser (a compiled one's twin), or None."""
 _OWNER = "_semipermeable_owner"
 _pass: ContextVar[str | None] = ContextVar("semipermeable_pass", default=None)
 
@@ -37,24 +39,27 @@ def gated_view(denoiser: nn.Module, owner: object, gate: Gate) -> nn.Module:
     """Return a view of `denoiser` whose every call runs inside `gate(args, kwargs)`.
 
     Args:
-        denoiser: the network.
+        denoiser: the network, as the pipeline holds it: it may be compiled, whole or in parts.
         owner: what `view_owner` shall return for the view.
         gate: given the call's arguments, returns the context in which the call runs.
     """
-    view = copy.copy(denoiser)
-    inner: Callable[..., Any] = denoiser.forward
+    view = copy.copy(uncompiled(denoiser))
+    compiled = is_compiled(denoiser)
+    inner: Callable[..., Any] = denoiser if compiled else denoiser.forward
 
-    @functools.wraps(inner)
+    @functools.wraps(uncompiled(denoiser).forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             raise AttachError(
                 "the denoiser is being compiled with membranes attached; compiled code would not see later "
-                "changes of γ. Detach before torch.compile, or do not compile."
+                "changes of γ. Detach, compile, and attach again."
             )
-        with gate(args, kwargs):
-            return inner(*args, **kwargs)
+        with gate(args, kwargs) as stand_in:
+            return (inner if stand_in is None else stand_in)(*args, **kwargs)
 
     object.__setattr__(view, "forward", forward)
+    # What was compiled runs its own hooks, within: the view's must not run again around it.
+    object.__setattr__(view, "_compiled_call_impl", forward if compiled else None)
     object.__setattr__(view, _OWNER, owner)
     if hasattr(denoiser, "cache_context"):
         object.__setattr__(view, "cache_context", _naming(denoiser))
@@ -81,18 +86,19 @@ def view_owner(denoiser: object) -> object | None:
     return getattr(denoiser, "__dict__", {}).get(_OWNER)
 
 
-def refuse_rewritten(denoiser: nn.Module) -> None:
+def refuse_rewritten(denoiser: nn.Module, *, compiled: bool = False) -> None:
     """Refuse a denoiser whose layers no longer run one by one.
+
+    Args:
+        denoiser: the network.
+        compiled: whether it may be compiled, in a way that can be repeated on a twin.
 
     Raises:
         AttachError: if it, or a part of it, is compiled or has fused projections.
     """
     for name, module in denoiser.named_modules():
         place = f"layer {name!r}" if name else "the denoiser"
-        compiled = (
-            type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        )
-        if compiled:
+        if is_compiled(module) and not (compiled and compiler_of(module) is not None):
             raise AttachError(
                 f"{place} is compiled (torch.compile): hooks set now would be bypassed and pictures drawn bare. "
                 "Attach to the uncompiled module (`module._orig_mod`)."

@@ -1,0 +1,234 @@
+"""Write the committed tables where people read them: README.md, docs/benchmarks/bundled.md and their picture.
+
+    python benchmarks/show_results.py           # write
+    python benchmarks/show_results.py --check   # exit 1 if a page does not say what results/ says
+
+Reads `results/main` and nothing else, so that every figure on those pages is one of a committed result. Text between
+`<!-- results:NAME -->` and `<!-- /results -->` belongs to this program.
+"""
+
+import argparse
+import math
+import re
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from semipermeable.evaluation.bench_report import read_sections
+from semipermeable.evaluation.scores import FIGURES, differences_of, resample
+
+HOME = Path(__file__).resolve().parent.parent
+PICTURE = HOME / "docs" / "images" / "erase_keep.png"
+PAGES = (HOME / "README.md", HOME / "docs" / "benchmarks" / "bundled.md")
+PANELS = ("emoji-objects", "emoji-styles")
+"""Benchmarks of the summary."""
+SHARES = ("ua", "ira", "cra")
+WIDE = ("harmonic", "ua", "ira", "cra", "opened", "identical", "drift", "clip_error", "frechet_real", "frechet_base")
+"""Columns of the full tables, where a benchmark has them."""
+GROUPS = (("open", "Always open"), ("gated", "Gated"))
+COLOURS = {"open": "#b45309", "gated": "#1d4ed8"}
+
+
+def entries_of(section, group):
+    """Erasers of a group, best first."""
+    return section.gated if group == "gated" else section.open
+
+
+def mean_rank(sections, name):
+    """Mean harmonic mean over the summary's benchmarks; -1 where one is missing."""
+    ranks = [one.rank for section in sections for one in section.entries if one.result.eraser == name]
+    return fmean(ranks) if len(ranks) == len(sections) else -1.0
+
+
+def summarised(sections, group):
+    """Return the best variant of each eraser of a group that ran on all sections, best first."""
+    best = {}
+    for one in entries_of(sections[0], group):
+        spec = one.result.eraser
+        # The closed form alone is a preset of its own, not a setting of "fast".
+        family = spec.partition(":")[0] + (" instant" if "num_steps=0" in spec else "")
+        rank = mean_rank(sections, spec)
+        if rank >= 0 and rank > best.get(family, ("", -1.0))[1]:
+            best[family] = (spec, rank)
+    return [spec for spec, _ in sorted(best.values(), key=lambda pair: (-pair[1], pair[0]))]
+
+
+def find(section, spec):
+    """Return an eraser's entry."""
+    return next(one for one in section.entries if one.result.eraser == spec)
+
+
+def share(estimate):
+    """Return a value with its interval."""
+    if estimate is None or math.isnan(estimate.value):
+        return "–"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} <small>{estimate.low:.3f}–{estimate.high:.3f}</small>"
+
+
+def rule(width):
+    """Return the line below a table's head: text first, then numbers."""
+    return "| --- |" + " ---: |" * (width - 1)
+
+
+def summary(sections):
+    """Return the README's table."""
+    titles = [
+        f"{section.benchmark.name.removeprefix('emoji-')}: {FIGURES[n].title}" for section in sections for n in SHARES
+    ]
+    lines = ["| | " + " | ".join([*titles, "mean H"]) + " |", rule(len(titles) + 2)]
+    base = [f"{section.base.figures[name].value:.3f}" for section in sections for name in SHARES]
+    lines.append(f"| base model | {' | '.join([*base, '0'])} |")
+    for group, title in GROUPS:
+        lines.append(f"| **{title}** |" + " |" * (len(titles) + 1))
+        names = summarised(sections, group)
+        values = {n: [find(s, n).figures[name].value for s in sections for name in SHARES] for n in names}
+        best = [max(column) for column in zip(*values.values(), strict=True)]
+        for name in names:
+            cells = [
+                f"**{value:.3f}**" if value == top else f"{value:.3f}"
+                for value, top in zip(values[name], best, strict=True)
+            ]
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {mean_rank(sections, name):.3f} |")
+    return "\n".join(lines)
+
+
+def full(section):
+    """Return everything about one benchmark: figures with intervals, paired differences to the first, costs."""
+    benchmark, seeds = section.benchmark, len({seed for _, seed in section.base.result.shards})
+    names = [name for name in WIDE if any(name in one.figures for one in section.entries)]
+    lines = [f"### {benchmark.key}", ""]
+    pictures = f"{len(benchmark.cases)} cases, {seeds} seeds, {len(section.base.sheet.prompts)} pictures an eraser"
+    lines += [f"{benchmark.summary} {pictures}, digest `{benchmark.digest}`.", ""]
+    head = "| " + " | ".join(["", *(FIGURES[name].title for name in names)]) + " |"
+    for group, title in GROUPS:
+        found = entries_of(section, group)
+        if not found:
+            continue
+        lines += [f"**{title}**", "", head, rule(len(names) + 1)]
+        lines.append("| base model | " + " | ".join(share(section.base.figures.get(name)) for name in names) + " |")
+        lines += [
+            f"| `{one.result.eraser}` | " + " | ".join(share(one.figures.get(name)) for name in names) + " |"
+            for one in found
+        ]
+        lines += ["", *duels(found), ""]
+    return "\n".join([*lines, *costs(section)])
+
+
+def duels(found):
+    """Return the paired differences of the first of a group to the others."""
+    first, *rest = found
+    if not rest:
+        return []
+    draws = resample(first.sheet)
+    lines = [f"`{first.result.eraser}` minus each other, paired; bold where the interval leaves out 0:", ""]
+    lines += ["| minus | H | UA | IRA | CRA |", rule(5)]
+    for other in rest:
+        differences = differences_of(first.sheet, other.sheet, draws)
+        cells = []
+        for name in ("harmonic", *SHARES):
+            one = differences.get(name)
+            text = "–" if one is None else f"{one.value:+.3f}"
+            sure = one is not None and (one.low > 0 or one.high < 0)
+            interval = "" if one is None else f" <small>{one.low:+.3f} to {one.high:+.3f}</small>"
+            cells.append((f"**{text}**" if sure else text) + interval)
+        lines.append(f"| `{other.result.eraser}` | {' | '.join(cells)} |")
+    return lines
+
+
+def costs(section):
+    """Return what each eraser costs."""
+    lines = ["| | seconds to make, a case | bytes stored | processor time a picture, ratio to bare |", rule(4)]
+    for one in sorted((*section.open, *section.gated), key=lambda one: one.result.costs["prepare_seconds"]):
+        cost = one.result.costs
+        cells = (f"{cost['prepare_seconds']:.1f}", f"{cost['stored_bytes']:,.0f}", f"{cost['overhead']:.2f}")
+        lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(sections, path):
+    """Draw the erase-versus-keep plane of the summary's benchmarks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(sections), figsize=(11, 5.4), squeeze=False, constrained_layout=True)
+    specs = [(spec, group) for group, _ in GROUPS for spec in summarised(sections, group)]
+    for axis, section in zip(axes[0], sections, strict=True):
+        for number, (spec, group) in enumerate(specs, 1):
+            found = find(section, spec).figures
+            x, y = found["ua"], found["keep"]
+            marker = {"open": "s", "gated": "o"}[group]
+            axis.errorbar(
+                x.value,
+                y.value,
+                xerr=[[x.value - x.low], [x.high - x.value]],
+                yerr=[[y.value - y.low], [y.high - y.value]],
+                fmt=marker,
+                color=COLOURS[group],
+                mfc="white" if group == "open" else COLOURS[group],
+                ms=6,
+                lw=0.8,
+                alpha=0.85,
+                label=f"{number}  {spec}" + (" (gated)" if group == "gated" else ""),
+            )
+            angle = 2.4 * number
+            offset = (11 * math.cos(angle), 11 * math.sin(angle))
+            axis.annotate(
+                str(number), (x.value, y.value), xytext=offset, textcoords="offset points", ha="center", va="center",
+                fontsize=8, color=COLOURS[group],
+            )  # fmt: skip
+        axis.set_title(section.benchmark.key, fontsize=11)
+        axis.set_xlabel("erased: UA →")
+        axis.set_ylabel("kept: mean of IRA and CRA →")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def filled(text, blocks):
+    """Return a page with its blocks filled in.
+
+    Raises:
+        SystemExit: if the page has a block of an unknown name.
+    """
+
+    def fill(found):
+        name = found[1]
+        if name not in blocks:
+            sys.exit(f"no results called {name!r}; there are {', '.join(blocks)}")
+        return f"<!-- results:{name} -->\n{blocks[name]}\n<!-- /results -->"
+
+    return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- /results -->", fill, text, flags=re.S)
+
+
+def main():
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HOME / "results" / "main")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    sections = {section.benchmark.name: section for section in read_sections(arguments.results)}
+    panels = [sections[name] for name in PANELS if name in sections]
+    blocks = {name: full(section) for name, section in sections.items()} | {"summary": summary(panels)}
+    stale = []
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, blocks)
+        if after != before:
+            stale.append(path.relative_to(HOME))
+            if not arguments.check:
+                path.write_text(after, encoding="utf-8")
+    if not arguments.check:
+        draw(panels, PICTURE)
+    print(f"{'stale' if arguments.check else 'written'}: {', '.join(map(str, stale)) or 'nothing'}")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

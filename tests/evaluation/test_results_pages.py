@@ -1,0 +1,26 @@
+"""README and the page of tables say what the committed results say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parents[2]
+SCRIPT = HOME / "benchmarks" / "show_results.py"
+
+
+def shown(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False, cwd=HOME)
+
+
+@pytest.mark.slow
+def test_pages_show_the_committed_results():
+    found = shown("--check")
+    assert (found.returncode, found.stdout.strip()) == (0, "stale: nothing"), found.stdout + found.stderr
+
+
+def test_every_committed_benchmark_has_its_place_on_the_page():
+    page = (HOME / "docs" / "benchmarks" / "bundled.md").read_text(encoding="utf-8")
+    for folder in (HOME / "results" / "main").iterdir():
+        assert f"<!-- results:{folder.name.partition('@')[0]} -->" in page

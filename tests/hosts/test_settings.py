@@ -1,0 +1,250 @@
+"""Membranes in the settings that users of large models have: relatives of a pipeline, adapters, slicing, offloading.
+
+One law for all (`check`): the row that asks for the concept changes, the row beside it keeps its bits, and after
+`detach` every bit is back.
+"""
+
+import pytest
+import torch
+
+import semipermeable as spm
+from hosts import tiny_settings as settings
+from hosts.family_laws import PROMPTS
+from hosts.tiny_settings import add_lora, draw, make_pipe, membranes_for
+from semipermeable.equip.baking import bake_folder
+from semipermeable.errors import AttachError, SiteError
+from semipermeable.hosts import weights_hash
+
+FAMILIES = ("unet", "sdxl", "sd3", "flux")
+
+
+def check(pipe, membrane, **options):
+    """Return what is drawn with the membrane, having checked the law."""
+    bare = draw(pipe, **options)
+    assert bool(torch.isfinite(bare).all())
+    with spm.attach(pipe, membrane) as guard:
+        drawn = draw(pipe, **options)
+        changed = [not torch.equal(a, b) for a, b in zip(drawn, bare, strict=True)]
+        assert changed == [True, False]
+        assert {row.prompt: row.gamma for row in guard.trace} == {PROMPTS[0]: 1.0, PROMPTS[1]: 0.0}
+        assert guard.paths.mixed + guard.paths.folded > 0
+    assert torch.equal(draw(pipe, **options), bare)
+    assert float((drawn[0] - bare[0]).abs().max()) > 1e-3
+    return drawn
+
+
+@pytest.fixture
+def made(tokenizer):
+    """Makes a fresh pipeline of a family and a membrane for it."""
+
+    def make(family):
+        pipe = make_pipe(family, tokenizer)
+        return pipe, membranes_for(pipe)[0]
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["image_to_image", "inpainting", "controlled"])
+def test_relatives_of_a_pipeline(made, family, kind):
+    pipe, membrane = made(family)
+    relative, options = getattr(settings, kind)(pipe, family)
+    plain = draw(pipe)
+    check(relative, membrane, **options)
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
+def test_an_ip_adapter_beside_a_membrane(made, family):
+    pipe, membrane = made(family)
+    without = draw(pipe)
+    pipe, options = settings.with_ip_adapter(pipe, family)
+    assert not torch.equal(draw(pipe, **options), without)
+    check(pipe, membrane, **options)
+
+
+@pytest.mark.parametrize("family", ["unet", "sdxl"])
+@pytest.mark.parametrize("size", ["auto", "max", 1])
+def test_attention_slicing(made, family, size):
+    pipe, membrane = made(family)
+    with spm.attach(pipe, membrane):
+        whole = draw(pipe)
+    pipe.enable_attention_slicing(size)
+    torch.testing.assert_close(check(pipe, membrane), whole, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slicing_and_tiling_of_the_vae(made, family):
+    pipe, membrane = made(family)
+    pipe.vae.enable_slicing()
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size = 8
+    pipe.vae.tile_latent_min_size = 4
+    check(pipe, membrane, output="pt")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_beside_a_membrane_adds_up_and_stays(made, family):
+    pipe, membrane = made(family)
+    bare = draw(pipe)
+    add_lora(pipe)
+    with_lora = draw(pipe)
+    assert not torch.equal(with_lora, bare)
+    check(pipe, membrane)
+    with spm.attach(pipe, membrane, "open"):
+        both = draw(pipe)
+    # The same sum by plain weights, W + BA + uv.
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    with spm.fold(pipe, membrane):
+        summed = draw(pipe, guidance=1.0)
+    with spm.attach(pipe, membrane, "open"):
+        torch.testing.assert_close(draw(pipe, guidance=1.0), summed, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(draw(pipe), both, atol=1e-3, rtol=1e-2)
+    assert float((both - with_lora).abs().max()) > 0.02
+
+
+@pytest.mark.parametrize("family", ["unet", "flux"])
+def test_a_lora_that_comes_and_goes_while_a_membrane_is_attached(made, family):
+    pipe, membrane = made(family)
+    other, _ = made(family)
+    add_lora(other)
+    with spm.attach(other, membrane):
+        expected = draw(other)
+    with spm.attach(pipe, membrane):
+        without = draw(pipe)
+        add_lora(pipe)
+        torch.testing.assert_close(draw(pipe), expected, atol=1e-4, rtol=1e-3)
+        pipe.delete_adapters(["other"])
+        torch.testing.assert_close(draw(pipe), without)
+        add_lora(pipe)
+    torch.testing.assert_close(draw(pipe), draw(other))
+    assert not torch.equal(draw(pipe), without)
+
+
+def leaves_on_cpu(pipe):
+    """Weights of the denoiser lie in a map; a layer has them during its own call only, on `meta` between calls."""
+    from accelerate import cpu_offload
+
+    part = settings.host_for(pipe).denoiser
+    cpu_offload(part, execution_device="cpu", offload_buffers=True)
+    assert all(parameter.device.type == "meta" for parameter in part.parameters())
+
+
+def whole_model(pipe):
+    """The hook that `enable_model_cpu_offload` sets, with the CPU for accelerator."""
+    from accelerate import cpu_offload_with_hook
+
+    for part in settings.host_for(pipe).denoisers.values():
+        cpu_offload_with_hook(part, execution_device="cpu")
+
+
+def pipelines_own(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def groups_of_blocks(pipe):
+    for part in settings.host_for(pipe).denoisers.values():
+        part.enable_group_offload(
+            onload_device=torch.device("cpu"),
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+        )
+
+
+def groups_of_leaves(pipe):
+    for part in settings.host_for(pipe).denoisers.values():
+        part.enable_group_offload(
+            onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("offload", [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves])
+def test_offloading(made, family, offload):
+    pipe, membrane = made(family)
+    with spm.attach(pipe, membrane):
+        expected = draw(pipe)
+    with spm.attach(pipe, membrane, "open") as guard:
+        alike = draw(pipe, guidance=1.0)
+        assert guard.paths.folded
+    offload(pipe)
+    torch.testing.assert_close(check(pipe, membrane), expected)
+    with spm.attach(pipe, membrane, "open") as guard:
+        torch.testing.assert_close(draw(pipe, guidance=1.0), alike, atol=1e-3, rtol=1e-2)
+        # A weight that is there for its own layer's call only has no effective weight beside it.
+        assert bool(guard.paths.folded) is (offload in (whole_model, pipelines_own))
+
+
+def test_offloaded_weights_are_hashed_and_never_folded(made):
+    pipe, membrane = made("unet")
+    known = settings.host_for(pipe).base_hash()
+    leaves_on_cpu(pipe)
+    assert settings.host_for(pipe).base_hash() == known
+    before = draw(pipe)
+    with pytest.raises(SiteError, match=r"proj_in' has its weight offloaded.*use attach"):
+        spm.fold(pipe, membrane)
+    assert torch.equal(draw(pipe), before)
+    with pytest.raises(AttachError, match=r"not in memory \(device meta\)"):
+        weights_hash(torch.nn.Linear(2, 2, device="meta"))
+
+
+def by_torchao(linear):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization.quantize_(linear, quantization.Int8WeightOnlyConfig())
+    return linear
+
+
+def by_bitsandbytes_8bit(linear):
+    nn = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
+    made = nn.Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
+    made.load_state_dict(linear.state_dict())
+    return made.to("cpu")
+
+
+def by_bitsandbytes_4bit(linear):
+    nn = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
+    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+    made = nn.Linear4bit(*sizes, compute_dtype=torch.float32)
+    made.load_state_dict(linear.state_dict())
+    return made.to("cpu")
+
+
+def by_gguf(linear):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    if linear.in_features % 32:
+        return linear
+    kind = gguf.GGMLQuantizationType.Q8_0
+    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+    made = GGUFLinear(*sizes, compute_dtype=torch.float32)
+    made.weight = GGUFParameter(torch.from_numpy(gguf.quants.quantize(linear.weight.numpy(), kind)), quant_type=kind)
+    made.bias = linear.bias
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
+@pytest.mark.parametrize("quantise", [by_torchao, by_bitsandbytes_8bit, by_bitsandbytes_4bit, by_gguf])
+def test_quantised_base_weights_take_the_side_path_and_never_fold(made, family, quantise):
+    pipe, membrane = made(family)
+    plain = draw(pipe)
+    denoiser = settings.host_for(pipe).denoiser.requires_grad_(False)
+    for name, module in list(denoiser.named_modules()):
+        if type(module) is torch.nn.Linear:
+            owner, _, leaf = name.rpartition(".")
+            setattr(denoiser.get_submodule(owner), leaf, quantise(module))
+    assert not torch.equal(draw(pipe), plain)
+    check(pipe, membrane)
+    with spm.attach(pipe, membrane, "open") as guard:
+        draw(pipe, guidance=1.0)
+        assert guard.paths.folded == 0
+        assert guard.paths.mixed
+    before = draw(pipe)
+    with pytest.raises(SiteError, match=r"has a quantised weight .* or use attach"):
+        spm.fold(pipe, membrane)
+    with pytest.raises(SiteError, match="has a quantised weight"):
+        bake_folder(pipe, membrane, "never written")
+    assert torch.equal(draw(pipe), before)
