@@ -125,7 +125,9 @@ def recorded(found, seeds, device):
     """Write what has been found so far; the first of the best candidates wins."""
     earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     tried = {**earlier.get("tried", {}), **found}
-    best = {name: max(candidates, key=lambda one: one["harmonic"])["eraser"] for name, candidates in tried.items()}
+    found_best = {name: max(candidates, key=lambda one: one["harmonic"]) for name, candidates in tried.items()}
+    # Of candidates that erase nothing none is the best: that rival keeps its paper's settings.
+    best = {name: one["eraser"] for name, one in found_best.items() if one["harmonic"] > 0}
     content = {
         "concepts": CONCEPTS,
         "pictures": 2 * 2 * PER_ROLE * seeds,

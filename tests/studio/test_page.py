@@ -138,18 +138,19 @@ def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
 
 def test_a_reload_loses_nothing_and_a_stopped_run_goes_on(desk, open_page):
     page = open_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
-    erase(page, "cat", 400)
-    page.locator("#run").get_by_text(re.compile(r"step \d+ of 400")).wait_for()
+    erase(page, "cat", 2000)
+    page.locator("#run").get_by_text(re.compile(r"step \d+ of 2000")).wait_for()
     page.reload()
-    page.locator("#run").get_by_text(re.compile(r"step \d+ of 400")).wait_for()
+    page.locator("#run").get_by_text(re.compile(r"step \d+ of 2000")).wait_for()
     page.locator("#previews img").first.wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#run").get_by_text("press Resume to go on").wait_for()
     reached = desk.run.step
     page.reload()
     page.get_by_role("button", name="Resume").click()
-    page.locator("#run").get_by_text("running").or_(page.locator("#run").get_by_text("of 400. ")).first.wait_for()
+    page.locator("#run").get_by_text("running").or_(page.locator("#run").get_by_text("of 2000. ")).first.wait_for()
     while desk.run.state != "running" or desk.run.step <= reached:
+        assert desk.run.step < 2000, "the run ended before it could be stopped"
         page.wait_for_timeout(200)
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#run").get_by_text("press Resume to go on").wait_for()
