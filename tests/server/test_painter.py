@@ -77,7 +77,8 @@ def test_the_same_text_and_seed_differ_by_policy_alone(painter, shelved):
     ]
     bare, erased, other = painter.paint(rows_of(painter, asked), SHAPE, never)
     assert difference(bare, erased) > 10 * TOLERANCE
-    assert difference(bare, other) == 0
+    # Two rows of one call: on two threads the bare model itself rounds them differently.
+    assert difference(bare, other) <= TOLERANCE
 
 
 def test_a_row_is_what_attach_draws(painter, shelved, pipe):
