@@ -161,6 +161,7 @@ class Fleet:
         if self._table.address is not None:
             try:
                 self._serve.delete(self._table.app)
+            # Whatever a dying cluster raises, the connection to it is still to be closed.
             except Exception:
                 _log.exception("Ray Serve's application %r could not be deleted", self._table.app)
         self._ray.shutdown()
@@ -257,6 +258,7 @@ class Fleet:
     def _ask_count(self) -> int:
         try:
             found = self._serve.status().applications.get(self._table.app)
+        # Ray and gRPC raise classes of their own for a cluster that is gone; all mean that no replica can be counted.
         except Exception as error:
             _log.warning("Ray Serve does not say how its replicas are: %s", _line(error))
             return 0
