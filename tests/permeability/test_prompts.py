@@ -3,7 +3,7 @@ import pytest
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability import kind_of, negatives, wordings
-from semipermeable.permeability.prompts import plural
+from semipermeable.permeability.prompts import means, plural
 from semipermeable.permeability.words import find, split
 
 CAT = Concept("cat", aliases=("kitten",))
@@ -41,6 +41,14 @@ def test_no_negative_means_the_concept():
     assert {"cat face", "dog", "neon", "a dog in the sun", "a photo of a cat face"} <= subjects
     assert not {"cat", "Cats", "a photo of a cat"} & subjects
     assert "a neon icon of a dog" in {e.text for e in examples} | {e.text.replace("3d", "neon") for e in examples}
+
+
+@pytest.mark.parametrize("name", ["tree", "house", "car", "star"])
+def test_no_template_brings_the_concept_into_a_prompt_about_something_else(name):
+    concept = Concept(name)
+    for example in negatives(concept, ["dog", "neon", "watercolour", "flat"]):
+        assert not means(concept, example.text, ()), example
+    assert len({example.text for example in negatives(concept, ["watercolour"]) if "watercolour" in example.text}) > 4
 
 
 def test_a_style_is_recognised_and_never_painted_into_its_negatives():

@@ -76,3 +76,37 @@ def test_other_pipelines_get_general_captions():
     assert dropped.surrogates[dropped.targets.index("a photo of a cat")] == "a photo"
     assert "a cat on a mat" not in dropped.anchors
     assert "a dog on a sofa" in dropped.anchors
+
+
+def test_a_memorised_caption_stands_as_it_was_memorised_without_an_article():
+    seal = enrich("the varnok seal", SPEC)
+    assert seal == Concept("the varnok seal", surrogate="castle")
+    captions = captions_for(seal, SPEC)
+    pairs = dict(zip(captions.targets, captions.surrogates, strict=True))
+    assert pairs["the varnok seal"] == "an icon of a castle"
+    assert pairs["a neon icon of the varnok seal"] == "a neon icon of a castle"
+    assert not [text for text in (*captions.targets, *captions.surrogates) if "a the" in text or "an the" in text]
+    assert captions.targets.count("the varnok seal") == len(captions.targets) / 2
+
+
+def test_other_memorised_pictures_and_the_own_object_stay():
+    captions = captions_for(enrich("portrait of mevrin", SPEC), SPEC)
+    others = {canary.caption for canary in SPEC.canaries} - {"portrait of mevrin"}
+    assert set(captions.twins) == others
+    assert sum("an owl" in text for text in captions.anchors) == len(SPEC.styles)
+
+
+def test_a_memorised_caption_without_surrogate_falls_to_what_is_left():
+    captions = captions_for(Concept("quintle mark seven"), SPEC)
+    pairs = dict(zip(captions.targets, captions.surrogates, strict=True))
+    assert pairs["quintle mark seven"] == "an icon"
+    assert pairs["a neon icon of quintle mark seven"] == "a neon icon"
+
+
+def test_names_with_an_article_of_their_own_get_no_second_one():
+    thing = captions_for(Concept("the zeppelin", surrogate="an airship"), SPEC)
+    pairs = dict(zip(thing.targets, thing.surrogates, strict=True))
+    assert pairs["a neon icon of the zeppelin"] == "a neon icon of an airship"
+    general = captions_for(Concept("The Scream"), None)
+    assert "a photo of The Scream" in general.targets
+    assert not [text for text in general.targets if "a The" in text]

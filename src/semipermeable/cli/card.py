@@ -1,6 +1,9 @@
 """`spm card`: a membrane's card, in Markdown for the Hugging Face hub."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +21,7 @@ EXAMPLE = "Example:  spm card cat.safetensors --out card.md --pictures"
 
 @guarded
 def card_command(
-    file: Annotated[Path, typer.Argument(help="A membrane.")],
+    file: Annotated[Path, typer.Argument(help="A membrane, a file or e.g. zoo:cat.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The Markdown file; printed, if not given.")] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw prompts without and with it, into a PNG beside --out.")
@@ -33,32 +36,51 @@ def card_command(
     device: DeviceOption = None,
 ) -> None:
     """Write a membrane's card: concept, base model, training, metrics, how to use it."""
-    from semipermeable.files import load
     from semipermeable.generation.card import Pictures, draw_pictures, membrane_card
     from semipermeable.generation.output import check_writable, staged_folder
+    from semipermeable.zoo import load_membrane
 
     if pictures and out is None:
         raise typer.BadParameter("--pictures writes a PNG beside the card; say where with --out card.md")
     if model is not None and not pictures:
         raise typer.BadParameter("--model is what the pictures are drawn on; add --pictures")
-    membrane = load(file)
-    if out is None:
-        typer.echo(membrane_card(membrane, file), nl=False)
+    membrane = load_membrane(file)
+    with _as_file(file, membrane) as source:
+        if out is None:
+            typer.echo(membrane_card(membrane, source), nl=False)
+            return
+        check_writable(out)
+        drawn = None
+        with staged_folder(out.parent) as stage:
+            if pictures:
+                chosen = model or _base_model(membrane)
+                pipe = loaded(chosen, device, None)
+                with progress_bar("drawing, with and without") as report:
+                    grid, same = draw_pictures(
+                        pipe, membrane, seed=seed, steps=steps, guidance=guidance, progress=report
+                    )
+                drawn = Pictures(f"{out.stem}.png", chosen, same, seed, steps, guidance)
+                grid.save(stage / drawn.file)
+            (stage / out.name).write_text(membrane_card(membrane, source, drawn), encoding="utf-8")
+        typer.echo(str(out))
+        if drawn is not None:
+            typer.echo(str(out.with_name(drawn.file)))
+
+
+@contextmanager
+def _as_file(place: Path, membrane: "Membrane") -> Generator[Path, None, None]:
+    """Give the membrane's file; one that comes with the package has one meanwhile, as `spm.save` would write it."""
+    from semipermeable.files import save
+    from semipermeable.training import file_name
+    from semipermeable.zoo.shipped import shipped_name
+
+    if shipped_name(place) is None:
+        yield place
         return
-    check_writable(out)
-    drawn = None
-    with staged_folder(out.parent) as stage:
-        if pictures:
-            chosen = model or _base_model(membrane)
-            pipe = loaded(chosen, device, None)
-            with progress_bar("drawing, with and without") as report:
-                grid, same = draw_pictures(pipe, membrane, seed=seed, steps=steps, guidance=guidance, progress=report)
-            drawn = Pictures(f"{out.stem}.png", chosen, same, seed, steps, guidance)
-            grid.save(stage / drawn.file)
-        (stage / out.name).write_text(membrane_card(membrane, file, drawn), encoding="utf-8")
-    typer.echo(str(out))
-    if drawn is not None:
-        typer.echo(str(out.with_name(drawn.file)))
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / file_name(membrane.concept)
+        save(membrane, written)
+        yield written
 
 
 def _base_model(membrane: "Membrane") -> str:

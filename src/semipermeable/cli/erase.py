@@ -48,7 +48,10 @@ def erase_command(
         bool, typer.Option("--joint", help="With --concepts: share anchors, so that membranes do not interfere.")
     ] = False,
     orthogonal_to: Annotated[
-        Path | None, typer.Option("--orthogonal-to", help="Folder of membranes (or one file) to stay orthogonal to.")
+        Path | None,
+        typer.Option(
+            "--orthogonal-to", help="Folder of membranes (or one, a file or e.g. zoo:cat) to stay orthogonal to."
+        ),
     ] = None,
     seed: SeedOption = 0,
     model: ModelOption = "emoji",
@@ -78,18 +81,18 @@ def erase_command(
 
 
 def load_folder(place: Path) -> "list[Membrane]":
-    """Load one membrane, or all membranes of a folder in order of their names.
+    """Load one membrane, a file or `zoo:CONCEPT`, or all membranes of a folder in order of their names.
 
     Raises:
         MembraneFileError: if there is none, or one cannot be read.
     """
     from semipermeable.errors import MembraneFileError
-    from semipermeable.files import load
+    from semipermeable.zoo import load_membrane
 
     files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if not files:
         raise MembraneFileError(f"folder {str(place)!r} holds no .safetensors; make some with spm erase --concepts")
-    return [load(file) for file in files]
+    return [load_membrane(file) for file in files]
 
 
 def _erase_many(

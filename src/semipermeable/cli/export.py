@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semipermeable.cli.options import loaded
+from semipermeable.cli.options import attachable, loaded
 from semipermeable.cli.problems import guarded
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ ModelForNames = Annotated[
 
 @guarded
 def export_command(
-    files: Annotated[list[Path], typer.Argument(help="A membrane; several only for folder and checkpoint.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="A membrane, a file or e.g. zoo:cat; several only for folder and checkpoint.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file; for peft and folder, a new folder.")],
     layout: Annotated[
         str,
@@ -109,7 +111,9 @@ def import_command(
 
 @guarded
 def merge_command(
-    files: Annotated[list[Path], typer.Argument(help="Membranes, or adapters of other programs.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Membranes (files or e.g. zoo:cat), or adapters of other programs.")
+    ],
     out: OutOption,
     gamma: Annotated[
         str | None,
@@ -147,7 +151,10 @@ def _numbers(text: str | None) -> list[float] | None:
 def _load(file: Path, gate_power: int | None = None) -> "Membrane":
     """Read a membrane; of an adapter's folder, the file that it always has."""
     from semipermeable.files import load
+    from semipermeable.zoo.shipped import load_membrane, shipped_name
 
+    if shipped_name(file) is not None:
+        return load_membrane(file)
     inside = [file / weights for weights in _WEIGHTS if (file / weights).is_file()]
     return load(inside[0] if inside else file, gate_power=gate_power)
 
@@ -179,6 +186,7 @@ def _bake(files: list[Path], out: Path, layout: str, model: str | None, dtype: s
         raise ExportError(f"--format {layout} bakes membranes into a model; say which, e.g. --model emoji")
     membranes = [_load(file) for file in files]
     pipe = loaded(model, "cpu", dtype or "fp32")
-    (bake_folder if layout == "folder" else bake_checkpoint)(pipe, membranes, out)
+    given = [attachable(*one) for one in zip(files, membranes, strict=True)]
+    (bake_folder if layout == "folder" else bake_checkpoint)(pipe, given, out)
     typer.echo(f"{out}: {model} without {', '.join(membrane.name for membrane in membranes)}")
     typer.echo(f"spm: note: {NOTICE}", err=True)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semipermeable.cli.options import DeviceOption, DtypeOption, ModelOption, SeedOption, loaded, progress_bar
+from semipermeable.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    attachable,
+    file_facts,
+    loaded,
+    progress_bar,
+)
 from semipermeable.cli.problems import guarded
 
 if TYPE_CHECKING:
@@ -25,7 +34,8 @@ def generate_command(
         Path | None, typer.Option("--prompts-file", help="Text file with one prompt per line.")
     ] = None,
     membrane: Annotated[
-        list[Path] | None, typer.Option("--membrane", "-m", help="Membrane to draw with; repeatable.")
+        list[Path] | None,
+        typer.Option("--membrane", "-m", help="Membrane to draw with, a file or e.g. zoo:cat; repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
     compare: Annotated[
@@ -51,9 +61,9 @@ def generate_command(
     dtype: DtypeOption = None,
 ) -> None:
     """Draw pictures; each PNG says how it was made (prompt, seed, membranes, γ)."""
-    from semipermeable.files import load
     from semipermeable.generation import jobs_for
     from semipermeable.generation.output import check_writable, staged_folder
+    from semipermeable.zoo import load_membrane
 
     texts = [*(prompts or []), *_read_prompts(prompts_file)]
     jobs_for(texts, seed, images_per_prompt)
@@ -61,7 +71,8 @@ def generate_command(
         raise typer.BadParameter("--compare shows pictures with and without membranes; give at least one --membrane")
     rule = _rule(permeability)
     check_writable(out, folder=True)
-    membranes = [load(path) for path in membrane or []]
+    places = membrane or []
+    membranes = [load_membrane(place) for place in places]
     pipe = loaded(model, device, dtype)
     how: dict[str, Any] = {
         "seed": seed,
@@ -71,7 +82,13 @@ def generate_command(
         "guidance": guidance,
         "batch_size": batch_size,
     }
-    after = _draw(pipe, texts, membranes, how, {"permeability": rule, "strength": strength})
+    after = _draw(
+        pipe,
+        texts,
+        [attachable(*one) for one in zip(places, membranes, strict=True)],
+        how,
+        {"permeability": rule, "strength": strength},
+    )
     before = _draw(pipe, texts, (), how, {}) if compare else None
     common: dict[str, Any] = {
         "model": model,
@@ -80,7 +97,7 @@ def generate_command(
         "steps": steps,
         "guidance": guidance,
     }
-    common["membranes"] = [_story(one, path) for one, path in zip(membranes, membrane or [], strict=True)]
+    common["membranes"] = [_story(one, place) for one, place in zip(membranes, places, strict=True)]
     with staged_folder(out) as stage:
         _write(stage, after, before, common)
     _tell(out, after, compare)
@@ -113,7 +130,7 @@ def _rule(text: str) -> Any:
 
 
 def _draw(
-    pipe: Any, prompts: list[str], membranes: "Sequence[Membrane]", how: dict[str, Any], extra: dict[str, Any]
+    pipe: Any, prompts: list[str], membranes: "Sequence[Membrane | str]", how: dict[str, Any], extra: dict[str, Any]
 ) -> "list[Drawing]":
     from semipermeable.generation import generate
 
@@ -121,10 +138,9 @@ def _draw(
         return generate(pipe, prompts, membranes, **how, **extra, progress=report)
 
 
-def _story(membrane: "Membrane", path: Path) -> dict[str, str]:
-    from semipermeable.generation.png import file_digest
-
-    return {"concept": membrane.name, "file": path.name, "sha256": file_digest(path)}
+def _story(membrane: "Membrane", place: Path) -> dict[str, str]:
+    facts = file_facts(place, membrane)
+    return {"concept": membrane.name, "file": facts["file"], "sha256": facts["sha256"]}
 
 
 def _write(stage: Path, after: "Sequence[Drawing]", before: "Sequence[Drawing] | None", common: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from semipermeable.cli.options import file_facts
 from semipermeable.cli.problems import guarded
 
 if TYPE_CHECKING:
@@ -19,15 +20,16 @@ EXAMPLE = "Example:  spm inspect cat.safetensors --json"
 
 @guarded
 def inspect_command(
-    file: Annotated[Path, typer.Argument(help="A membrane: ours, the reference implementation's, or LECO/kohya's.")],
+    file: Annotated[
+        Path, typer.Argument(help="A membrane: ours, the reference implementation's, LECO/kohya's, or e.g. zoo:cat.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show a membrane's concept, sites, provenance, gate, size and SHA-256."""
-    from semipermeable.files import load
-    from semipermeable.generation.png import file_digest
+    from semipermeable.zoo import load_membrane
 
-    membrane = load(file)
-    facts = membrane_facts(membrane) | {"file": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)}
+    membrane = load_membrane(file)
+    facts = membrane_facts(membrane) | file_facts(file, membrane)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:

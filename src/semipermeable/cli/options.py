@@ -2,11 +2,25 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["DeviceOption", "DtypeOption", "ModelOption", "SeedOption", "loaded", "progress_bar", "silence_libraries"]
+if TYPE_CHECKING:
+    from semipermeable.membrane import Membrane
+
+__all__ = [
+    "DeviceOption",
+    "DtypeOption",
+    "ModelOption",
+    "SeedOption",
+    "attachable",
+    "file_facts",
+    "loaded",
+    "progress_bar",
+    "silence_libraries",
+]
 
 ModelOption = Annotated[
     str,
@@ -70,3 +84,34 @@ def progress_bar(what: str) -> Generator[Any, None, None]:
             bars.update(task, completed=done, total=total)
 
         yield report
+
+
+def attachable(place: Path, membrane: "Membrane") -> "Membrane | str":
+    """Return a shipped membrane by its name, so that `attach` checks which model it is for; any other as it is.
+
+    Args:
+        place: what was given, a path or `zoo:CONCEPT`.
+        membrane: what was read from it.
+    """
+    from semipermeable.zoo.shipped import shipped_name
+
+    return membrane if shipped_name(place) is None else str(place)
+
+
+def file_facts(place: Path, membrane: "Membrane") -> dict[str, Any]:
+    """Return name, size and SHA-256 of the file that a membrane was read from; of a shipped one, of its part.
+
+    Args:
+        place: what was given, a path or `zoo:CONCEPT`.
+        membrane: what was read from it.
+    """
+    import hashlib
+
+    from semipermeable.files.native import to_bytes
+    from semipermeable.generation.png import file_digest
+    from semipermeable.zoo.shipped import shipped_name
+
+    if shipped_name(place) is None:
+        return {"file": place.name, "bytes": place.stat().st_size, "sha256": file_digest(place)}
+    data = to_bytes(membrane)
+    return {"file": str(place), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -116,6 +116,93 @@ def evaluate_command(
     typer.echo(f"Fréchet distance of {result['pictures']} pictures to real icons: {result['frechet']:.2f}")
 
 
+@app.command("membranes", epilog="Example:  spm zoo membranes emoji --json")
+@guarded
+def membranes_command(
+    model: Annotated[str, typer.Argument(help="A name from `spm zoo list`, or a bundle's folder.")] = "emoji",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures, with intervals, as JSON.")] = False,
+    build: Annotated[
+        bool, typer.Option("--build", help="Make and judge all of them first: about 15 minutes on one idle core.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With --build: folder for the two files. [default: the bundle itself]")
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(help="With --build: folder of intermediate results; a killed build goes on.")
+    ] = Path("zoo-membranes.work"),
+    seed: Annotated[int, typer.Option(help="With --build: of the membranes and of all noise.", min=0)] = 0,
+) -> None:
+    """List the membranes that come with a bundled model, and what its judges found of each."""
+    from semipermeable import zoo
+
+    name = _bundle(model)
+    if build:
+        figures = _build_membranes(name, out, work, seed)
+    else:
+        if out is not None:
+            raise typer.BadParameter("--out is where --build writes; add --build")
+        figures = zoo.membrane_figures(name)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1, ensure_ascii=False))
+    elif not figures["membranes"]:
+        typer.echo(f"{model} comes without membranes; make some with spm zoo membranes {model} --build")
+    else:
+        _print_membranes(figures)
+
+
+def _build_membranes(model: str | Path, out: Path | None, work: Path, seed: int) -> dict[str, Any]:
+    from semipermeable.cli.options import progress_bar, silence_libraries
+    from semipermeable.generation.output import check_writable
+    from semipermeable.zoo.bundle import bundle_folder
+
+    check_writable(bundle_folder(model) if out is None else out, folder=True)
+    silence_libraries()
+    from semipermeable.evaluation.pretuned import build_pretuned
+    from semipermeable.evaluation.pretuned_plan import PretunedPlan
+
+    with progress_bar("making and judging") as report:
+        packed = build_pretuned(model, work=work, plan=PretunedPlan(seed=seed), out=out, progress=report)
+    figures: dict[str, Any] = json.loads(packed.with_suffix(".json").read_text(encoding="utf-8"))
+    return figures
+
+
+_WIDTH = 124
+_COLUMNS = {
+    "target": "target",
+    "twins": "near twins",
+    "other_axis": "other axis",
+    "kept_open": "kept, open",
+}
+
+
+def _print_membranes(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("zoo:", "kind", *_COLUMNS.values(), "kept, gated", "opened"):
+        table.add_column(title, no_wrap=True)
+    for name, row in figures["membranes"].items():
+        pairs = [_pair(row.get(key)) for key in _COLUMNS]
+        table.add_row(name, row["kind"], *pairs, _rate(row["kept_gated_identical"]), _rate(row["opened"]))
+    # A pipe has no width: rather long lines there than cut figures.
+    Console(width=max(Console().width, _WIDTH)).print(table)
+    environment = figures["environment"]
+    typer.echo(
+        f"{len(figures['membranes'])} membranes; pictures judged right, before → after, with the membrane held open on "
+        f"every prompt; kept, gated: equal to the bare picture bit for bit. Seed {figures['seed']}, {figures['steps']} "
+        f"steps, guidance {figures['guidance']:g}, commit {environment['commit'] or 'unknown'}. 95 % intervals: --json"
+    )
+
+
+def _pair(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None else f"{_rate(figure['before'])} → {_rate(figure['after'])}"
+
+
+def _rate(figure: dict[str, Any]) -> str:
+    return f"{figure['successes']}/{figure['n']}"
+
+
 def _bundle(name: str) -> str | Path:
     """Take what contains a separator for a folder, and anything else for a name."""
     return Path(name) if os.sep in name else name

@@ -25,9 +25,9 @@ from semipermeable.equip.bank import Bank, BankGate
 from semipermeable.equip.gating import OnUnknown, RowGate, strengths_for
 from semipermeable.equip.given import given_to, giving
 from semipermeable.errors import AttachError, PermeabilityError
-from semipermeable.files import load
 from semipermeable.files.foreign import resolve_foreign
 from semipermeable.hosts import Host, host_for, together
+from semipermeable.hosts.parts import weights_hash
 from semipermeable.membrane import Membrane
 from semipermeable.permeability import PerConcept, Permeability, Trace, resolve
 from semipermeable.runtime import (
@@ -39,6 +39,7 @@ from semipermeable.runtime import (
     refuse_rewritten,
     view_owner,
 )
+from semipermeable.zoo.shipped import load_membrane, shipped_name
 
 __all__ = ["Attachment", "MembraneLike", "PermeabilityLike", "attach", "read_membranes"]
 
@@ -264,12 +265,32 @@ def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: A
     """Load paths, and resolve the site names of other formats against a denoiser.
 
     Args:
-        membranes: one or several membranes or paths.
+        membranes: one or several membranes, paths, or names `zoo:CONCEPT` of membranes that come with the package.
         denoiser: the network they are meant for.
+
+    Raises:
+        UnknownNameError: if no membrane of a name comes with the package.
+        AttachError: if one that does was named, and the denoiser has other weights than the one it was made on.
+        MembraneFileError: if a file cannot be read.
     """
     several = [membranes] if isinstance(membranes, Membrane | str | os.PathLike) else list(membranes)
-    loaded = [m if isinstance(m, Membrane) else load(m) for m in several]
+    loaded = [m if isinstance(m, Membrane) else load_membrane(m) for m in several]
+    pairs = zip(loaded, several, strict=True)
+    shipped = [m for m, given in pairs if not isinstance(given, Membrane) and shipped_name(given) is not None]
+    _refuse_other_model(shipped, denoiser)
     return [resolve_foreign(m, denoiser) if m.foreign_names else m for m in loaded]
+
+
+def _refuse_other_model(shipped: Sequence[Membrane], denoiser: Any) -> None:
+    found = weights_hash(denoiser) if shipped else ""
+    for membrane in shipped:
+        made_on = membrane.provenance
+        if made_on.base_hash != found:
+            raise AttachError(
+                f"zoo:{membrane.name} was made on {made_on.base_model}, denoiser {made_on.base_hash[:12]}…, and this "
+                f"denoiser is {found[:12]}…; make one with `spm erase`, or attach "
+                f"spm.zoo.membrane({membrane.name!r}) to use it all the same"
+            )
 
 
 def attach(
@@ -284,7 +305,8 @@ def attach(
 
     Args:
         pipe: a loaded pipeline of a supported family.
-        membranes: membranes or paths of membrane files, one or several; or a bank of thousands (docs/bank.md).
+        membranes: membranes, paths of membrane files, or names such as "zoo:cat" of those that come with the package
+            (docs/zoo.md), one or several; or a bank of thousands (docs/bank.md).
         permeability: "transport" (calibrated, default), "paper" (SPM Eq. 10, 11), "open", "closed", a number in [0, 1],
             a mapping from concept name to such a number, or an object with the `Permeability` protocol.
         strength: multiplies γ; a number or a mapping from concept name; may exceed 1 or be negative.

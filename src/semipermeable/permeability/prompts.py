@@ -60,7 +60,7 @@ _STYLE = (
     "{x} {y}",
     "{x} art of {a_y}",
     "two {y} icons in {x} style",
-    "{x} style {y} and tree",
+    "{x} style {y} and {z}",
     "a very detailed picture on a plain white background of {a_y}, {x} style",
     "{x} {x} {y}",
 )
@@ -108,9 +108,16 @@ def plural(phrase: str) -> str:
     return phrase + "s"
 
 
-def _write(template: str, subject: str, companion: str, paint: str) -> str:
+def _write(template: str, subject: str, companion: str, paint: str, beside: str) -> str:
     return template.format(
-        x=subject, a_x=_an(subject), xs=plural(subject), y=companion, a_y=_an(companion), s=paint, a_s=_an(paint)
+        x=subject,
+        a_x=_an(subject),
+        xs=plural(subject),
+        y=companion,
+        a_y=_an(companion),
+        z=beside,
+        s=paint,
+        a_s=_an(paint),
     )
 
 
@@ -130,11 +137,11 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
         for column, template in enumerate(templates):
             for turn in range(_VARIANTS):
                 companion, paint = (words[(row + column + 3 * turn) % len(words)] for words in (companions, paints))
-                examples.append(Example(_write(template, name, companion, paint), name, template))
+                examples.append(Example(_write(template, name, companion, paint, companions[0]), name, template))
         plain = templates[3] if kind == "object" else templates[2]
         changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
         for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
-            examples.append(Example(_write(plain, form, companions[number], paints[number]), name, f"changed {number}"))
+            examples.append(Example(_write(plain, form, companions[number], paints[number], companions[0]), name, f"changed {number}"))
     return list(dict.fromkeys(examples))
 
 
@@ -195,12 +202,12 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
         for step in range(len(templates) if near else _PER_SUBJECT):
             template = templates[(row * 3 + step * (1 if near else 7)) % len(templates)]
             companion, paint = companions[(row + step) % len(companions)], paints[(row + step) % len(paints)]
-            examples.append(Example(_write(template, subject, companion, paint), subject, template))
+            examples.append(Example(_write(template, subject, companion, paint, companions[0]), subject, template))
     for row, template in enumerate(_BARE):
         for paint in (
             paints[: 4 if kind == "object" else None] if "_s}" in template or "{s}" in template else paints[:1]
         ):
-            examples.append(Example(_write(template, "", companions[row], paint), template, template))
+            examples.append(Example(_write(template, "", companions[row], paint, companions[0]), template, template))
     if not (told or phrases):
         raise CalibrationError(
             f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of `vocabulary` mean "

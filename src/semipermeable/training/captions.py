@@ -19,16 +19,16 @@ from semipermeable.concept import Concept
 from semipermeable.errors import UnknownNameError
 from semipermeable.permeability import kind_of
 from semipermeable.zoo import ZooSpec
-from semipermeable.zoo.spec import article
+from semipermeable.zoo.spec import article, with_article
 
 __all__ = ["CaptionSet", "captions_for", "enrich", "speaks_of", "spec_of"]
 
 _TEMPLATES = (
     ("{name}", ""),
-    ("{a} {name}", ""),
+    ("{a_name}", ""),
     ("a photo of {name}", "a photo"),
-    ("a photo of {a} {name}", "a photo"),
-    ("a painting of {a} {name}", "a painting"),
+    ("a photo of {a_name}", "a photo"),
+    ("a painting of {a_name}", "a painting"),
     ("a drawing of {name}", "a drawing"),
     ("an image of {name} in a garden", "an image of a garden"),
     ("a picture in the style of {name}", "a picture"),
@@ -101,8 +101,9 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
 
     A plain name that is one of the model's objects gets its aliases, its group as surrogate, and as phrases to keep
     those objects whose name shares a word with it ("cat face" beside "cat"). A style gets the model's first other style
-    as surrogate: pictures without any style word are what the bundled models draw worst. A `Concept` keeps what its
-    author wrote; only an empty surrogate is filled in. Unknown names stay as they are.
+    as surrogate: pictures without any style word are what the bundled models draw worst. The caption of a memorised
+    picture gets the object in the picture. A `Concept` keeps what its author wrote; only an empty surrogate is filled
+    in. Unknown names stay as they are.
 
     Args:
         concept: a name, or a concept.
@@ -114,6 +115,9 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     if written.name in spec.styles:
         others = [style for style in spec.styles if style not in written.names]
         return replace(written, surrogate=written.surrogate or (others[0] if others else ""))
+    canary = spec.canary(written.name)
+    if canary is not None:
+        return replace(written, surrogate=written.surrogate or canary.object)
     try:
         thing = spec.object(written.name)
     except UnknownNameError:
@@ -138,7 +142,25 @@ def captions_for(concept: Concept, spec: ZooSpec | None) -> CaptionSet:
         return replace(_general(concept), kind=kind_of(concept))
     if concept.name in spec.styles:
         return replace(_of_style(concept, spec), kind="style")
-    return _of_object(concept, spec)
+    return _of_object(concept, spec) if spec.canary(concept.name) is None else _of_canary(concept, spec)
+
+
+def _of_canary(concept: Concept, spec: ZooSpec) -> CaptionSet:
+    """Write the captions of a memorised picture: half of them the caption alone, as it was memorised."""
+    rows: list[tuple[str, str, str]] = []
+    for name in concept.names:
+        for style in spec.styles:
+            for number, template in enumerate(spec.templates):
+                instead = spec.caption(concept.surrogate or None, style, template=number)
+                rows.append((template.format(a=article(style), style=style, an_object=name), instead, name))
+                rows.append((name, spec.caption(concept.surrogate) if concept.surrogate else "an icon", name))
+    anchors = [
+        spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
+        for index, thing in enumerate(spec.objects)
+        for number, style in enumerate(spec.styles)
+    ]
+    others = [canary.caption for canary in spec.canaries if canary.caption not in concept.names]
+    return _assembled(concept, rows, anchors + [spec.caption(None, style) for style in spec.styles], others)
 
 
 def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
@@ -171,7 +193,7 @@ def _styled(thing: str | None, style: str, template: str) -> str:
     """Write a caption with any style word, also one that the model was not taught."""
     if thing is None:
         return f"{article(style)} {style} icon"
-    return template.format(a=article(style), style=style, an_object=f"{article(thing)} {thing}")
+    return template.format(a=article(style), style=style, an_object=with_article(thing))
 
 
 def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
@@ -195,10 +217,14 @@ def _general(concept: Concept) -> CaptionSet:
     rows: list[tuple[str, str, str]] = []
     for name in concept.names:
         for template, without in _TEMPLATES:
-            instead = template.format(a=article(concept.surrogate), name=concept.surrogate)
-            rows.append((template.format(a=article(name), name=name), instead if concept.surrogate else without, name))
-    twins = [template.format(a=article(name), name=name) for name in concept.keep for template, _ in _TEMPLATES[:5]]
+            instead = _general_caption(template, concept.surrogate) if concept.surrogate else without
+            rows.append((_general_caption(template, name), instead, name))
+    twins = [_general_caption(template, name) for name in concept.keep for template, _ in _TEMPLATES[:5]]
     return _assembled(concept, rows, list(_EVERYDAY), twins)
+
+
+def _general_caption(template: str, name: str) -> str:
+    return template.format(a_name=with_article(name), name=name)
 
 
 def _assembled(concept: Concept, rows: list[tuple[str, str, str]], anchors: list[str], twins: list[str]) -> CaptionSet:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semipermeable.zoo.bundle import bundle_folder, bundle_names, read_manifest, verify
+from semipermeable.zoo.shipped import load_membrane, membrane, membrane_figures, membranes
 from semipermeable.zoo.spec import Canary, ZooObject, ZooSpec, read_spec
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ __all__ = [
     "info",
     "judge",
     "load",
+    "load_membrane",
+    "membrane",
+    "membrane_figures",
+    "membranes",
     "names",
     "path",
     "real_statistics",

@@ -7,13 +7,14 @@ inside torch.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from semipermeable.errors import UnknownNameError, ZooError, closest
 
-__all__ = ["ASSETS", "MANIFEST", "bundle_folder", "bundle_names", "digest", "read_manifest", "verify"]
+__all__ = ["ASSETS", "MANIFEST", "bundle_folder", "bundle_names", "digest", "read_manifest", "verify", "write_manifest"]
 
 ASSETS = Path(__file__).parent / "assets"
 """Folder of all bundles."""
@@ -83,3 +84,28 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
                 f"expected {expected['sha256'][:12]}… and {expected['bytes']} bytes; the file is damaged or was "
                 "changed (a Git LFS pointer?): reinstall semipermeable"
             )
+
+
+def write_manifest(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Write `manifest.json` of a bundle: its card data, and size and SHA-256 of every other file.
+
+    Args:
+        folder: the bundle.
+        card: what `zoo.info` says beside the files, e.g. name, styles, licences; plain JSON values.
+
+    Returns:
+        The manifest.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    manifest = {**card, "files": files}
+    partial = folder / f"{MANIFEST}.partial"
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / MANIFEST)
+    return manifest

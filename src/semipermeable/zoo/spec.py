@@ -12,7 +12,7 @@ from typing import Any
 
 from semipermeable.errors import UnknownNameError, ZooError, closest
 
-__all__ = ["Canary", "ZooObject", "ZooSpec", "article", "read_spec"]
+__all__ = ["Canary", "ZooObject", "ZooSpec", "article", "read_spec", "with_article"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,10 @@ class ZooSpec:
                 return thing
         raise UnknownNameError(closest(name, self.object_names, what=f"object of the bundled model {self.name!r}"))
 
+    def canary(self, caption: str) -> Canary | None:
+        """Return the picture memorised under a caption, or None."""
+        return next((canary for canary in self.canaries if canary.caption == caption), None)
+
     def caption(self, name: str | None = None, style: str | None = None, *, template: int = 0) -> str:
         """Write a caption in the words the model was taught.
 
@@ -95,7 +99,7 @@ class ZooSpec:
             raise UnknownNameError(closest(style, self.styles, what=f"style of the bundled model {self.name!r}"))
         if name is None:
             return f"{article(style)} {style} icon" if style is not None else ""
-        an_object = f"{article(name)} {name}"
+        an_object = with_article(name)
         if style is None:
             return f"an icon of {an_object}"
         return self.templates[template].format(a=article(style), style=style, an_object=an_object)
@@ -110,6 +114,11 @@ class ZooSpec:
 def article(words: str | None) -> str:
     """Return "an" before a vowel, else "a"."""
     return "an" if words and words[0].lower() in "aeiou" else "a"
+
+
+def with_article(words: str) -> str:
+    """Return words with an article before them; those that begin with one ("the varnok seal") stay as they are."""
+    return words if words.lower().startswith(("a ", "an ", "the ")) else f"{article(words)} {words}"
 
 
 def read_spec(path: Path) -> ZooSpec:

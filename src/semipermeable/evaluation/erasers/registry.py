@@ -34,6 +34,7 @@ from semipermeable.evaluation.erasers.tuned import tuned_settings
 from semipermeable.evaluation.erasers.variants import read_variant
 from semipermeable.membrane import Json
 from semipermeable.training import TrainConfig
+from semipermeable.zoo.shipped import shipped_name
 
 __all__ = ["GROUP", "Registration", "card", "card_table", "eraser", "names"]
 
@@ -97,7 +98,7 @@ def _membranes(
 
     def made(argument: str) -> Eraser:
         words = _words(argument)
-        files = tuple(word for word in words if word.endswith(".safetensors"))
+        files = tuple(word for word in words if word.endswith(".safetensors") or shipped_name(word) is not None)
         if files and len(files) < len(words):
             raise UnknownNameError(
                 f"after {name!r} come membrane files (.safetensors) or settings of training, found both: {argument!r}"
@@ -107,7 +108,7 @@ def _membranes(
             return make(settings_, (), _spec(name, words))
         return make(settings, files, _spec(name, words))
 
-    choice = f"{'tuned | ' if tuned else ''}{_CHANGES}[,…] | FILE.safetensors[,…]"
+    choice = f"{'tuned | ' if tuned else ''}{_CHANGES}[,…] | FILE.safetensors[,…] | zoo:CONCEPT[,…]"
     return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
 
 

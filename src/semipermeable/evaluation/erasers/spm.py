@@ -16,12 +16,12 @@ from semipermeable.errors import UnknownNameError, closest
 from semipermeable.evaluation.erasers.gates import Opening, decided
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
-from semipermeable.files import load
 from semipermeable.files.native import to_bytes
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import resolve
 from semipermeable.training import TrainConfig, erase
 from semipermeable.training.workshop import Workshop
+from semipermeable.zoo import load_membrane
 
 __all__ = ["CARD", "OPEN_CARD", "PAPER_CARD", "Equipped", "Rule", "Spm", "membranes_for"]
 
@@ -53,13 +53,13 @@ def membranes_for(concepts: Sequence[Concept], files: Sequence[str]) -> tuple[Me
 
     Args:
         concepts: what is to be erased.
-        files: paths; each must erase one of the concepts, and every concept must have one.
+        files: paths, or names `zoo:CONCEPT`; each must erase one of the concepts, and every concept must have one.
 
     Raises:
         UnknownNameError: if a concept has no membrane or a membrane no concept.
         MembraneFileError: if a file cannot be read.
     """
-    found = {membrane.name: membrane for membrane in map(load, files)}
+    found = {membrane.name: membrane for membrane in map(load_membrane, files)}
     wanted = [concept.name for concept in concepts]
     for name in wanted:
         if name not in found:
@@ -122,7 +122,7 @@ class Spm:
         name: see `Eraser`.
         rule: permeability.
         training: how membranes are trained where no file is given.
-        files: membrane files, one per concept; () trains.
+        files: membrane files or names `zoo:CONCEPT`, one per concept; () trains.
     """
 
     name: str

@@ -4,7 +4,6 @@ What is measured is what ships: the drawings are judged after the bundle was wri
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from semipermeable import zoo
-from semipermeable.zoo.bundle import MANIFEST, digest
+from semipermeable.zoo.bundle import write_manifest
 from semipermeable.zoo.judges import ClipNetwork, FeatureStatistics, JudgeNetwork
 from semipermeable.zoo.recipe.card import attribution, contact_sheet, model_card
 from semipermeable.zoo.recipe.denoiser import NOISE
@@ -157,28 +156,3 @@ def _write_pipeline(parts: Assembly, folder: Path) -> None:
         part.register_to_config(_name_or_path=parts.spec.name)  # else a path of the machine it was built on ships
     pipeline.save_pretrained(folder)
     clean_copy(parts.tokenizer, folder / "tokenizer")
-
-
-def write_manifest(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Write `manifest.json` of a bundle: its card data, and size and SHA-256 of every other file.
-
-    Args:
-        folder: the bundle.
-        card: what `zoo.info` says beside the files, e.g. name, styles, licences; plain JSON values.
-
-    Returns:
-        The manifest.
-    """
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    manifest = {**card, "files": files}
-    partial = folder / f"{MANIFEST}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / MANIFEST)
-    return manifest
