@@ -46,7 +46,7 @@ def summarised(sections, group):
     for one in entries_of(sections[0], group):
         spec = one.result.eraser
         # The closed form alone is a preset of its own, not a setting of "fast".
-        family = spec.partition(":")[0] + (" instant" if "num_steps=0" in spec else "")
+        family = spec.partition(":")[0] + (" instant" if spec.endswith(":instant") else "")
         rank = mean_rank(sections, spec)
         if rank >= 0 and rank > best.get(family, ("", -1.0))[1]:
             best[family] = (spec, rank)

@@ -19,7 +19,7 @@ CHEAP = [
     "negative-prompt",
     *(f"{gate}sld:{strength}" for gate in ("", "gated-") for strength in ("weak", "medium", "strong", "max")),
     *("uce", "rece", "mace-closed-form", "speed", "gated-uce", "prompt-substitution", "gated-negative-prompt"),
-    *("spm", "spm-open", "spm:num_steps=0", "spm-open:num_steps=0"),
+    *("spm", "spm-open", "spm:instant", "spm-open:instant"),
 ]
 TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-reference"]
 ABLATIONS = [
@@ -31,6 +31,9 @@ ABLATIONS = [
 ]
 """The paper's Table 3 (dimension), Table 5 (η) and Table 4 (anchoring and transport, with and without our start)."""
 
+BEFORE = ["spm-open:learning_rate=0.004,negative_guidance=0.7", "spm-open:negative_guidance=0.7,num_steps=0"]
+"""The presets "fast" and "instant" before they were tuned with `making.py`."""
+
 
 def tuned(names):
     """The variants of some erasers that the search found."""
@@ -41,7 +44,7 @@ def planned():
     """All experiments, with the folder of each."""
     cheap = [*CHEAP, *tuned(CHEAP)]
     for name in ("emoji-objects", "emoji-styles"):
-        yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *TRAINED, *tuned(TRAINED)])
+        yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *TRAINED, *tuned(TRAINED)])
     for name in ("emoji-neighbours", "emoji-wordings"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *tuned(TRAINED)])
     for name in ("emoji-many", "emoji-memorised"):
@@ -50,7 +53,7 @@ def planned():
     yield from (("emoji-many", "few", spec, 3, ("1-at-once", "5-at-once")) for spec in few)
     yield from (("emoji-objects", "ablation", spec, 2, ("horse", "apple", "car")) for spec in ABLATIONS)
     yield from (("emoji-styles", "ablation", spec, 2, ("3d", "pencil-sketch")) for spec in ABLATIONS)
-    quick = ["noop", "negative-prompt", "uce", "gated-uce", "spm:num_steps=0", "spm-open:num_steps=0", "spm"]
+    quick = ["noop", "negative-prompt", "uce", "gated-uce", "spm:instant", "spm-open:instant", "spm"]
     yield from (("emoji-objects", "quick", spec, 1, ("horse",)) for spec in quick)
 
 

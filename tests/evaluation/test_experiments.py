@@ -15,6 +15,7 @@ from semipermeable.evaluation.erasers import eraser
 from semipermeable.evaluation.experiments import Experiment, Folders, finished, read_experiments, run_experiments
 from semipermeable.evaluation.results import read_benchmark, read_json
 from semipermeable.evaluation.runner import Tools
+from semipermeable.training import TrainConfig
 
 HOME = Path(__file__).parents[2]
 COMMITTED = Folders(experiments=HOME / "experiments", results=HOME / "results", out=HOME / "out" / "bench")
@@ -50,6 +51,15 @@ def test_committed_results_answer_their_experiments_as_they_stand(everyone):
         assert content["experiment"] == answered[path].configuration
         assert content["benchmark_digest"] == read_benchmark(path.parents[1] / "benchmark.json").digest
         assert not list(path.parent.rglob("*.png"))
+
+
+def test_committed_results_of_membranes_are_of_todays_presets(everyone):
+    for path in sorted(COMMITTED.results.rglob("result.json")):
+        content = read_json(path)
+        training = getattr(eraser(content["eraser"]), "training", None)
+        if isinstance(training, TrainConfig):
+            found = [case["training"] for case in content["erasures"].values()]
+            assert found == [training.to_json()] * len(found), path
 
 
 def written(folder, *erasers, table="main", seeds=1):

@@ -8,7 +8,7 @@ from semipermeable.training import TrainConfig, presets
 
 def test_presets_are_usable():
     assert presets() == ("instant", "fast", "paper")
-    assert TrainConfig.from_preset("instant") == TrainConfig(num_steps=0)
+    assert TrainConfig.from_preset("instant") == TrainConfig(num_steps=0, negative_guidance=1.0)
     assert TrainConfig.from_preset("fast") == TrainConfig()
     for preset in presets():
         TrainConfig.from_preset(preset)

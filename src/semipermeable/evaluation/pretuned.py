@@ -177,17 +177,18 @@ def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:
     place = studio.work / "membranes" / file_name(subject.concept)
     story = place.with_suffix(".json")
     recipe = {"preset": "instant", **RECIPES.get(subject.concept.name, {})}
+    config = TrainConfig.from_preset(**recipe)
+    settings = canonical(config.to_json())
     if story.is_file() and place.is_file():
         found = read_json(story)
-        if found["sha256"] == _digest(load(place)) and found["recipe"] == recipe:
+        if found["sha256"] == _digest(load(place)) and canonical(found["settings"]) == settings:
             return found["figures"]
-    config = TrainConfig.from_preset(**recipe)
     pipe, seed = studio.pipe, studio.plan.seed
     made = erase(pipe, subject.concept, config=config, seed=seed, workshop=studio.workshop, progress=False)
     save(_halved(made), place)
     membrane = load(place)
     figures = {"kind": subject.kind, **_described(membrane.concept, recipe), **_judged(studio, subject, membrane)}
-    write_json(story, {"sha256": _digest(membrane), "recipe": recipe, "figures": figures})
+    write_json(story, {"sha256": _digest(membrane), "settings": config.to_json(), "figures": figures})
     return figures
 
 

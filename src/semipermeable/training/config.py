@@ -32,7 +32,7 @@ class TrainConfig:
     """Rows about the concept in one step."""
     num_anchors: int = 4
     """Rows in one step on which nothing may change; 0 trains without anchoring."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW (no weight decay)."""
     schedule: Schedule = "cosine"
     """How the rate falls after the warm-up: to zero once, several times, or not at all."""
@@ -42,8 +42,8 @@ class TrainConfig:
     """Steps of linear rise."""
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
-    negative_guidance: float = 0.7
-    """η of Eq. 4; 0 stops at the surrogate. At 1 an erased style takes some of the objects along."""
+    negative_guidance: float = 1.5
+    """η of Eq. 4; 0 stops at the surrogate. The closed form alone keeps others better at 1."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
     sampling_steps: int = 12
@@ -154,7 +154,7 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {"num_steps": 0},
+    "instant": {"num_steps": 0, "negative_guidance": 1.0},
     "fast": {},
     "paper": {
         "rank": 1,

@@ -9,6 +9,7 @@ from semipermeable.errors import ConfigError, UnknownNameError
 from semipermeable.evaluation.erasers import eraser, registry
 from semipermeable.evaluation.erasers.tuned import tuned_settings
 from semipermeable.evaluation.erasers.variants import read_variant
+from semipermeable.training import TrainConfig
 
 SEARCHED = json.loads(
     (Path(__file__).parents[3] / "benchmarks" / "results" / "tune_rivals.json").read_text(encoding="utf-8")
@@ -27,9 +28,16 @@ def test_fields_are_read_as_their_own_types():
 
 def test_a_later_word_wins_and_the_settings_given_stay_as_they_were():
     default = eraser("uce").settings
-    found = read_variant("uce", ["tuned", "ridge=3"], default, {"ridge": 7.0, "keep_weight": 2})
+    found = read_variant("uce", ["tuned", "ridge=3"], default, {"tuned": {"ridge": 7.0, "keep_weight": 2}})
     assert (found.ridge, found.keep_weight) == (3.0, 2.0)
     assert default == eraser("uce").settings
+
+
+@pytest.mark.parametrize("name", ["spm", "spm-open"])
+def test_a_preset_is_one_word(name):
+    assert eraser(f"{name}:instant").training == TrainConfig.from_preset("instant")
+    assert eraser(f"{name}:instant,rank=2").training == TrainConfig.from_preset("instant", rank=2)
+    assert eraser(name).training == TrainConfig.from_preset("fast")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_a_later_word_wins_and_the_settings_given_stay_as_they_were():
         ("esd-u:num_steps=1.5", ConfigError, "num_steps is 1000 by default and must be of type int, found 1.5"),
         ("spm:rank=0", ConfigError, "rank must be at least 1, found 0"),
         ("uce:fast", UnknownNameError, "after 'uce' comes .*a setting such as keep_weight=…, found 'fast'"),
-        ("spm:tuned", UnknownNameError, "after 'spm' comes a setting such as rank=…, found 'tuned'"),
+        ("spm:tuned", UnknownNameError, "after 'spm' comes 'instant' or a setting such as rank=…, found 'tuned'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(spec, kind, message):

@@ -31,7 +31,7 @@ from semipermeable.evaluation.erasers import (
 from semipermeable.evaluation.erasers.protocol import Card, Eraser
 from semipermeable.evaluation.erasers.reference_training import ReferenceSettings
 from semipermeable.evaluation.erasers.tuned import tuned_settings
-from semipermeable.evaluation.erasers.variants import read_variant
+from semipermeable.evaluation.erasers.variants import TUNED, read_variant
 from semipermeable.membrane import Json
 from semipermeable.training import TrainConfig
 from semipermeable.zoo.shipped import shipped_name
@@ -57,6 +57,12 @@ class Registration:
 
 S = TypeVar("S")
 _CHANGES = "field=value"
+_DEFAULTS = TrainConfig().to_json()
+_PRESETS = {
+    preset: {key: value for key, value in TrainConfig.from_preset(preset).to_json().items() if value != _DEFAULTS[key]}
+    for preset in ("instant",)
+}
+"""Presets that a spec string may name, with what is then not as in "fast"; "paper" is an eraser of its own."""
 
 
 def _plain(name: str, make: Callable[[], Eraser], card: Card) -> tuple[str, Registration]:
@@ -81,20 +87,26 @@ def _sld(name: str, shown: Card, *, gated: bool) -> tuple[str, Registration]:
 def _settled(name: str, make: Callable[[S, str], Eraser], settings: S, card: Card) -> tuple[str, Registration]:
     """Return the registration of an eraser whose settings may be changed, given what makes it of settings and spec."""
     tuned = tuned_settings().get(name, {})
+    named = {TUNED: tuned} if tuned else {}
 
     def made(argument: str) -> Eraser:
         words = _words(argument)
-        return make(read_variant(name, words, settings, tuned), _spec(name, words))
+        return make(read_variant(name, words, settings, named), _spec(name, words))
 
     choice = f"tuned | {_CHANGES}[,…]" if tuned else f"{_CHANGES}[,…]"
     return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
 
 
 def _membranes(
-    name: str, make: Callable[[S, tuple[str, ...], str], Eraser], settings: S, card: Card
+    name: str,
+    make: Callable[[S, tuple[str, ...], str], Eraser],
+    settings: S,
+    card: Card,
+    presets: Mapping[str, Mapping[str, Json]] | None = None,
 ) -> tuple[str, Registration]:
-    """The same for erasers that may also be given membrane files."""
+    """The same for erasers that may also be given membrane files, or the name of a preset."""
     tuned = tuned_settings().get(name, {})
+    named = {**({TUNED: tuned} if tuned else {}), **(presets or {})}
 
     def made(argument: str) -> Eraser:
         words = _words(argument)
@@ -104,11 +116,10 @@ def _membranes(
                 f"after {name!r} come membrane files (.safetensors) or settings of training, found both: {argument!r}"
             )
         if not files:
-            settings_ = read_variant(name, words, settings, tuned)
-            return make(settings_, (), _spec(name, words))
+            return make(read_variant(name, words, settings, named), (), _spec(name, words))
         return make(settings, files, _spec(name, words))
 
-    choice = f"{'tuned | ' if tuned else ''}{_CHANGES}[,…] | FILE.safetensors[,…] | zoo:CONCEPT[,…]"
+    choice = f"{''.join(f'{word} | ' for word in named)}{_CHANGES}[,…] | FILE.safetensors[,…] | zoo:CONCEPT[,…]"
     return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
 
 
@@ -151,7 +162,7 @@ def _in_tree() -> dict[str, Registration]:
             _settled("rece", rece.Rece, rece.ReceSettings(), rece.CARD),
             _settled("mace-closed-form", mace.MaceClosedForm, mace.MaceSettings(), mace.CARD),
             _settled("speed", speed.Speed, speed.SpeedSettings(), speed.CARD),
-            _membranes("spm-open", partial(_spm, "open"), TrainConfig(), spm.OPEN_CARD),
+            _membranes("spm-open", partial(_spm, "open"), TrainConfig(), spm.OPEN_CARD, _PRESETS),
             _plain("prompt-substitution", prompt_substitution.PromptSubstitution, prompt_substitution.CARD),
             _plain(
                 "gated-negative-prompt",
@@ -162,7 +173,7 @@ def _in_tree() -> dict[str, Registration]:
             _settled("gated-uce", uce.GatedUce, uce.UceSettings(), uce.GATED_CARD),
             _membranes("spm-reference", _reference, ReferenceSettings(), spm_reference.CARD),
             _membranes("spm-paper", partial(_spm, "paper"), TrainConfig.from_preset("paper"), spm.PAPER_CARD),
-            _membranes("spm", partial(_spm, "transport"), TrainConfig(), spm.CARD),
+            _membranes("spm", partial(_spm, "transport"), TrainConfig(), spm.CARD, _PRESETS),
         ]
     )
 

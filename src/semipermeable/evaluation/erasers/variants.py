@@ -3,6 +3,7 @@
     uce                         the settings of its card
     uce:tuned                   those found for the bundled model (see `tuned`)
     esd-x:tuned,num_steps=50    the same with one field changed
+    spm:instant                 another preset of training
     spm:rank=4,num_anchors=0    fields of TrainConfig, for ablations
 
 Every eraser with settings takes them, ours and rivals alike, so that nobody's settings need code to be changed.
@@ -24,28 +25,28 @@ TUNED = "tuned"
 S = TypeVar("S")
 
 
-def read_variant(name: str, words: Sequence[str], settings: S, tuned: Mapping[str, Json]) -> S:
+def read_variant(name: str, words: Sequence[str], settings: S, named: Mapping[str, Mapping[str, Json]]) -> S:
     """Return settings with the changes that a spec string asks for, from left to right.
 
     Args:
         name: of the eraser, for messages.
-        words: "tuned" or "field=value".
+        words: a key of `named`, or "field=value".
         settings: a frozen dataclass, left as it is.
-        tuned: fields of "tuned"; empty where there is no such variant.
+        named: several fields by the one word that stands for them, e.g. "tuned".
 
     Raises:
-        UnknownNameError: if a word is neither, or there are no tuned settings.
+        UnknownNameError: if a word is neither.
         ConfigError: if a field is unknown or a value does not fit it.
     """
     for word in words:
         field, equals, value = word.partition("=")
         if equals:
             settings = changed(name, settings, {field.strip(): _value(value.strip())})
-        elif word == TUNED and tuned:
-            settings = changed(name, settings, tuned)
+        elif word in named:
+            settings = changed(name, settings, named[word])
         else:
             example = dataclasses.fields(settings)[0].name  # pyright: ignore[reportArgumentType]
-            choice = f"{TUNED!r} or " if tuned else ""
+            choice = "".join(f"{known!r} or " for known in named)
             raise UnknownNameError(f"after {name!r} comes {choice}a setting such as {example}=…, found {word!r}")
     return settings
 
