@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,15 +54,6 @@ def test_committed_results_answer_their_experiments_as_they_stand(everyone):
         assert not list(path.parent.rglob("*.png"))
 
 
-def test_committed_results_of_membranes_are_of_todays_presets(everyone):
-    for path in sorted(COMMITTED.results.rglob("result.json")):
-        content = read_json(path)
-        training = getattr(eraser(content["eraser"]), "training", None)
-        if isinstance(training, TrainConfig):
-            found = [case["training"] for case in content["erasures"].values()]
-            assert found == [training.to_json()] * len(found), path
-
-
 def written(folder, *erasers, table="main", seeds=1):
     for name in erasers:
         one = Experiment(table=table, benchmark="small@1", eraser=name, seeds=seeds)
@@ -95,9 +87,18 @@ def test_what_tuned_means_is_part_of_the_configuration(monkeypatch):
     hashes = set()
     for fields in ({"ridge": 1.0}, {"ridge": 2.0}):
         monkeypatch.setattr(experiments, "tuned_settings", lambda fields=fields: {"uce": fields})
-        for spec in ("uce:tuned", "uce", "rece:tuned"):
+        for spec in ("uce:tuned", "uce"):
             hashes.add((spec, Experiment(table="main", benchmark="small@1", eraser=spec, seeds=1).configuration))
-    assert sorted(spec for spec, _ in hashes) == ["rece:tuned", "uce", "uce:tuned", "uce:tuned"]
+    assert sorted(spec for spec, _ in hashes) == ["uce", "uce:tuned", "uce:tuned"]
+
+
+def test_what_a_preset_means_is_part_of_the_configuration(monkeypatch):
+    hashes = []
+    for rate in (1e-3, 2e-3):
+        meant = {"spm": SimpleNamespace(training=TrainConfig(learning_rate=rate)), "uce": eraser("uce")}
+        monkeypatch.setattr(experiments, "eraser", meant.__getitem__)
+        hashes.append([Experiment(table="t", benchmark="b@1", eraser=spec, seeds=1).configuration for spec in meant])
+    assert [a == b for a, b in zip(*hashes, strict=True)] == [False, True]
 
 
 def test_a_file_gives_back_what_was_written():

@@ -23,13 +23,14 @@ from typing import Any
 from semipermeable.errors import ConfigError, closest
 from semipermeable.evaluation.benchmarks import benchmark
 from semipermeable.evaluation.benchmarks.plan import Benchmark
-from semipermeable.evaluation.erasers import Eraser
+from semipermeable.evaluation.erasers import Eraser, eraser, names
 from semipermeable.evaluation.erasers.artefacts import cached_eraser
 from semipermeable.evaluation.erasers.tuned import tuned_settings
 from semipermeable.evaluation.erasers.variants import TUNED
 from semipermeable.evaluation.results import Place, read_json, short_hash, write_benchmark
 from semipermeable.evaluation.runner import Bar, RunPlan, Tools, run
 from semipermeable.files.atomic import write_atomically
+from semipermeable.training import TrainConfig
 
 __all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments"]
 
@@ -56,10 +57,15 @@ class Experiment:
 
     @cached_property
     def configuration(self) -> str:
-        """Hash of everything above, and of what "tuned" means in the spec string."""
+        """Hash of everything above, and of what the spec string means today: "tuned", and settings of training."""
         name, _, words = self.eraser.partition(":")
-        tuned = {"tuned": dict(tuned_settings().get(name, {}))} if TUNED in words.split(",") else {}
-        return short_hash(json.loads(json.dumps({**asdict(self), **tuned})))
+        meant: dict[str, Any] = {}
+        if TUNED in words.split(","):
+            meant["tuned"] = dict(tuned_settings().get(name, {}))
+        training = getattr(eraser(self.eraser), "training", None) if name in names() else None
+        if isinstance(training, TrainConfig):
+            meant["training"] = training.to_json()
+        return short_hash(json.loads(json.dumps({**asdict(self), **meant})))
 
     def to_toml(self) -> str:
         """Return the content of its file; `read_experiments` gives it back."""
