@@ -7,7 +7,7 @@ the next one goes on after the last record. The base model, eraser `noop`, is dr
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -29,6 +29,7 @@ from semipermeable.evaluation.results import Place, read_shard, short_hash, writ
 from semipermeable.evaluation.shards import Unit, draw_shards
 from semipermeable.evaluation.weights import identity_of
 from semipermeable.generation import load_model
+from semipermeable.membrane import Json
 
 __all__ = ["BASE", "RunPlan", "Tools", "configuration_of", "files_of", "run"]
 
@@ -132,11 +133,11 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
     used = tools or Tools()
     root = out / plan.benchmark.key
     # Everything that can be wrong is found before the first picture: names, files, what the folder holds.
-    for spec in plan.everyone:
-        used.eraser(spec)
+    recipes = {spec: getattr(used.eraser(spec), "recipe", None) for spec in plan.everyone}
     panel = used.panel(plan.benchmark, plan.judges)
     weights = identity_of(plan.source)
-    units = [unit for spec in plan.everyone for unit in _pending(plan, spec, root, weights)]
+    wanted = {spec: configuration_of(plan, spec, recipe, weights) for spec, recipe in recipes.items()}
+    units = [unit for spec in plan.everyone for unit in _pending(plan, Place(root, spec), wanted[spec])]
     write_benchmark(root / "benchmark.json", plan.benchmark)
     total = sum(unit.num_pictures for unit in units)
     if total:
@@ -152,21 +153,22 @@ def files_of(spec: str) -> list[Path]:
     return [path for part in spec.partition(":")[2].split(",") if (path := Path(part.strip())).is_file()]
 
 
-def configuration_of(plan: RunPlan, spec: str, weights: str) -> str:
+def configuration_of(plan: RunPlan, spec: str, recipe: Mapping[str, Json] | None, weights: str) -> str:
     """Return the hash under which shards may be joined.
 
     Args:
         plan: names benchmark, dtype and training seed.
         spec: of the eraser; its files count by content.
+        recipe: of its training (`artefacts`), which may change under the same spec; None if nothing is trained.
         weights: identity of the model, see `weights.identity_of`.
     """
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(spec)]
     seed = plan.train_seed if spec != BASE else None
-    return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed])
+    trained = [] if recipe is None else [dict(recipe)]
+    return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed, *trained])
 
 
-def _pending(plan: RunPlan, spec: str, root: Path, weights: str) -> Iterator[Unit]:
-    place, wanted = Place(root, spec), configuration_of(plan, spec, weights)
+def _pending(plan: RunPlan, place: Place, wanted: str) -> Iterator[Unit]:
     for _, cases in groupby(plan.chosen, key=lambda case: case.concepts):
         missing: list[tuple[Case, int]] = []
         for case in cases:
@@ -182,7 +184,7 @@ def _pending(plan: RunPlan, spec: str, root: Path, weights: str) -> Iterator[Uni
                     )
         if missing:
             yield Unit(
-                eraser=spec,
+                eraser=place.eraser,
                 shards=tuple(missing),
                 sampler=plan.benchmark.sampler,
                 train_seed=plan.train_seed,

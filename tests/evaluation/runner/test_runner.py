@@ -229,6 +229,18 @@ def test_refusals_come_before_the_first_picture(tmp_path, changes, error, words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_same_name_with_another_recipe_is_refused(tmp_path):
+    class Trained(fakes.FakeEraser):
+        recipe = {"learning_rate": 1e-3}  # noqa: RUF012
+
+    tools = dataclasses.replace(TOOLS, eraser=lambda spec: Trained(spec, gated=False))
+    measure(tmp_path, "blunt", tools=tools)
+    measure(tmp_path, "blunt", tools=tools)
+    Trained.recipe = {"learning_rate": 2e-3}
+    with pytest.raises(ConfigError, match="was drawn under configuration"):
+        measure(tmp_path, "blunt", tools=tools)
+
+
 def test_unknown_erasers_are_refused(tmp_path):
     plan = RunPlan(benchmark=BENCHMARK, erasers=("uec",), seeds=1)
     with pytest.raises(UnknownNameError, match="did you mean 'uce'"):
