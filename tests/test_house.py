@@ -34,6 +34,56 @@ def test_import_is_light():
     assert found.stdout.strip() == "[]"
 
 
+CORE_ALONE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Closed(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in {"diffusers", "transformers", "accelerate", "typer", "rich", "PIL", "matplotlib", "pydantic",
+                   "jinja2", "tokenizers", "huggingface_hub", "peft", "fastapi", "gradio", "ray"}:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+sys.meta_path.insert(0, Closed())
+import pkgutil, torch
+import semipermeable as spm
+for package in ("concept", "errors", "files", "membrane", "permeability", "rank1", "runtime", "sites"):
+    module = __import__(f"semipermeable.{package}", fromlist=["x"])
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
+        __import__(found.name)
+from semipermeable.runtime import Binding
+
+class Transformer2DModel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(3, 2)
+    def forward(self, x):
+        return self.proj(x)
+
+net = torch.nn.Sequential(Transformer2DModel())
+membrane = spm.Membrane({"0.proj": (torch.ones(2, 1), torch.ones(1, 3))}, spm.Concept("cat"))
+spm.save(membrane, "cat.safetensors")
+spm.save_concepts([membrane.concept], "concepts.toml")
+assert spm.load_concepts("concepts.toml") == (membrane.concept,)
+bound = Binding(net, [spm.load("cat.safetensors")])
+x = torch.ones(2, 3)
+with torch.no_grad():
+    bare = net(x)
+    with bound.activate(torch.tensor([[1.0], [0.0]])):
+        out = net(x)
+assert torch.equal(out[1], bare[1])
+torch.testing.assert_close(out[0], bare[0] + 3)
+print("alone")
+"""
+
+
+def test_the_core_works_with_torch_and_safetensors_alone(tmp_path):
+    command = [sys.executable, "-W", "error::ImportWarning", "-c", CORE_ALONE]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout.strip()) == (0, "alone"), found.stderr
+
+
 def test_every_public_name_resolves():
     import semipermeable
 

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -37,5 +39,21 @@ def test_missing_and_misshapen_sites_are_named_with_the_cure(tiny_unet):
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     with pytest.raises(SiteError, match=r"unknown site .*did you mean 'mid_block\.attentions"):
         resolve_sites(tiny_unet, {name.replace("to_k", "to_kk"): (torch.zeros(1, 1), torch.zeros(1, 1))})
+    with pytest.raises(
+        SiteError, match=r"site 'mid_block' is a UNetMidBlock2DCrossAttn in this .* Linear or Conv2d only"
+    ):
+        resolve_sites(tiny_unet, {"mid_block": (torch.zeros(1, 1), torch.zeros(1, 1))})
     with pytest.raises(SiteError, match="made for a model of another size"):
+        resolve_sites(tiny_unet, {name: (torch.zeros(1, 1), torch.zeros(1, 1))})
+
+
+def test_a_layer_that_torch_ao_replaced_is_told_from_another_architecture(tiny_unet):
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    owner, _, leaf = name.rpartition(".")
+    parent = tiny_unet.get_submodule(owner)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao is deprecated, and still what people have
+        replaced = torch.ao.nn.quantized.dynamic.Linear(parent.to_k.in_features, parent.to_k.out_features)
+    setattr(parent, leaf, replaced)
+    with pytest.raises(SiteError, match=r"was quantised by torch\.ao into a .*Load the model unquantised"):
         resolve_sites(tiny_unet, {name: (torch.zeros(1, 1), torch.zeros(1, 1))})

@@ -1,11 +1,13 @@
 """A tiny random pipeline, a few captions, and one run of the training generator.
 
-As a script it trains for ever, with a checkpoint after every step, until it is killed: `test_train_loop.py` does that.
+As a script (CHECKPOINT NUM_STEPS OUT) it trains with a checkpoint after every step, says which step it finished, and
+writes the pairs to OUT at the end: `test_train_loop.py` kills it on the way.
 """
 
 import sys
 
 import torch
+from safetensors.torch import save_file
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
@@ -71,6 +73,13 @@ def finish(host, config, *, seed=0, captions=CAPTIONS):
 
 if __name__ == "__main__":
     pipe = make_tiny_pipe(zoo.load("emoji"))
-    config = quick(num_steps=100_000, checkpoint=sys.argv[1], checkpoint_every=1, schedule="constant")
-    for stats in train(host_for(pipe), CONCEPT, CAPTIONS, config, seed=0):
-        print(stats.step, flush=True)  # noqa: T201
+    config = quick(num_steps=int(sys.argv[2]), checkpoint=sys.argv[1], checkpoint_every=1, closed_form=False)
+    steps = train(host_for(pipe), CONCEPT, CAPTIONS, config, seed=0)
+    while True:
+        try:
+            print(next(steps).step, flush=True)  # noqa: T201
+        except StopIteration as end:
+            pairs = end.value.pairs
+            break
+    tensors = {f"{name}/{label}": t for name, pair in pairs.items() for label, t in zip("uv", pair, strict=True)}
+    save_file(tensors, sys.argv[3])

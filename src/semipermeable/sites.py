@@ -97,10 +97,7 @@ def resolve_sites(
     for name, (u, v) in pairs.items():
         site = known.get(name)
         if site is None:
-            raise SiteError(
-                f"{closest(name, known, what='site')} The membrane was made for another architecture than "
-                f"{type(denoiser).__name__}."
-            )
+            raise SiteError(_missing(denoiser, name, known))
         expected = pair_shapes(site.layer, u.shape[-1])
         if (tuple(u.shape), tuple(v.shape)) != expected:
             raise SiteError(
@@ -109,3 +106,24 @@ def resolve_sites(
             )
         found[name] = site
     return found
+
+
+def _missing(denoiser: nn.Module, name: str, known: Mapping[str, Site]) -> str:
+    """Say why a denoiser has no site of a name: something else sits there, or it is another architecture."""
+    module = dict(denoiser.named_modules()).get(name)
+    if module is None:
+        return (
+            f"{closest(name, known, what='site')} The membrane was made for another architecture than "
+            f"{type(denoiser).__name__}."
+        )
+    kind = type(module)
+    if "quantized" in kind.__module__:
+        return (
+            f"site {name!r} was quantised by torch.ao into a {kind.__module__}.{kind.__name__}, which is no "
+            "torch.nn.Linear or Conv2d any more, so nothing can be added beside it. Load the model unquantised, or "
+            "quantise its weights with torchao, bitsandbytes or GGUF, which keep the layers."
+        )
+    return (
+        f"site {name!r} is a {kind.__name__} in this {type(denoiser).__name__}, and a pair goes beside a Linear or "
+        "Conv2d only. The membrane was made for another architecture, or the layer was replaced; load the model anew."
+    )

@@ -10,11 +10,13 @@ import time
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from semipermeable import generation, zoo
 from semipermeable.cli import app
+from semipermeable.cli.problems import guarded
 from semipermeable.concept import Concept
 from semipermeable.files import load, save, save_concepts
 from semipermeable.generation import read_facts
@@ -123,6 +125,8 @@ def test_generate_is_repeatable(spm, tmp_path):
         ((), ("no prompt was given",)),
         (("a cat", "--prompts-file", "nowhere.txt"), ("nowhere.txt", "cannot be read")),
         (("a cat", "-m", "nowhere.safetensors"), ("nowhere.safetensors",)),
+        (("a cat", "--device", "meta"), ("holds no numbers", "--device cpu")),
+        (("a cat", "--guidance", "nan"), ("guidance must be a finite number", "4 is usual")),
         (("a cat", "--steps", "1001"), ("between 1 and 1000, found 1001",)),
         (("a cat", "--steps", "1000"), ("begins at timestep 1000", "25 is usual")),
         (("a cat", "--permeability", "tranport"), ("did you mean 'transport'",)),
@@ -163,6 +167,8 @@ def test_a_folder_without_permission(spm, tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory."), ("out of memory", "--batch-size 1")),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ("out of memory",)),
         (MemoryError(), ("out of memory",)),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ("out of memory",)),
+        (PermissionError(errno.EACCES, "Permission denied", "there.png"), ("permission denied", "choose a folder")),
     ],
 )
 def test_full_disk_and_memory(spm, tmp_path, monkeypatch, error, words):
@@ -180,6 +186,26 @@ def test_full_disk_and_memory(spm, tmp_path, monkeypatch, error, words):
     assert written
     assert_refused(result, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EDQUOT, ("disk is full", "free some space")),
+        (errno.EACCES, ("'there.png'", "permission denied", "choose a place")),
+        (errno.EROFS, ("'there.png'", "read-only", "choose another place")),
+        (errno.ENOMEM, ("out of memory", "--batch-size 1")),
+    ],
+)
+def test_what_the_system_refuses_anywhere_is_one_sentence(capsys, number, words):
+    def refused():
+        raise OSError(number, os.strerror(number), "there.png")
+
+    with pytest.raises(typer.Exit) as caught:
+        guarded(refused)()
+    assert caught.value.exit_code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words)
 
 
 def test_a_bug_keeps_its_traceback(spm, monkeypatch):
@@ -248,6 +274,20 @@ def test_zoo_list_and_info(spm):
     assert_refused(spm("zoo", "info", "emojy"), "did you mean 'emoji'")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("build", "emoji", "--out", "file/bundle"), ("'file/bundle' cannot be written", "choose another")),
+        (("build", "emoji", "--out", "new", "--work", "file"), ("'file' cannot be written", "choose another")),
+        (("evaluate", "emoji", "--out", "file/drawing.json"), ("'file/drawing.json' cannot be written",)),
+    ],
+)
+def test_zoo_work_that_cannot_be_written_does_not_begin(spm, tmp_path, arguments, words):
+    (tmp_path / "file").write_text("in the way")
+    assert_refused(spm("zoo", *arguments), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_erase_writes_a_membrane(spm, tmp_path):
     (tmp_path / "settings.toml").write_text("num_trajectories = 1\nsampling_steps = 2\nbatch_size = 1\n")
@@ -276,7 +316,10 @@ def test_erase_reads_several_concepts(spm, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("",), ("a concept needs a name",)),
+        (("",), ("the concept is empty", 'spm erase "cat"')),
+        (("cat", "--alias", " "), ("--alias is empty", "write a name")),
+        (("cat", "--out", "cat.pt"), ("cannot write 'cat.pt'", "ends in .safetensors")),
+        (("cat", "--out", "cats"), ("cannot write 'cats'", "ends in .safetensors")),
         (("cat", "--preset", "fats"), ("unknown preset 'fats'", "fast")),
         (("cat", "--config", "nowhere.toml"), ("nowhere.toml", "cannot be read")),
         (("cat", "--config", "bad.toml"), ("unknown training setting 'learning_rat'", "learning_rate")),

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from semipermeable import __version__, attach, erase, load, zoo
-from semipermeable.errors import AttachError, ConfigError
+from semipermeable.errors import AttachError, ConfigError, OutputError
 from semipermeable.hosts import host_for
-from semipermeable.training import TrainConfig, erase_steps
+from semipermeable.training import TrainConfig, api, erase_steps
 
 from training_helpers import quick
 
@@ -36,11 +36,14 @@ def test_progress_false_prints_nothing(tiny_pipe, capsys):
     assert "erasing" not in captured.out + captured.err
 
 
-def test_unusable_requests_are_refused_before_training(tiny_pipe, tmp_path):
+def test_unusable_requests_are_refused_before_training(tiny_pipe, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="unknown preset 'papr'; did you mean 'paper'"):
         erase(tiny_pipe, "cat", preset="papr")
     with pytest.raises(ConfigError, match="does not exist; create it first"):
         erase(tiny_pipe, "cat", out=tmp_path / "missing" / "cat.safetensors", config=quick(num_steps=0))
+    monkeypatch.setattr(api, "erase_steps", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(OutputError, match=r"cat\.pt': a membrane file ends in \.safetensors; change the name"):
+        erase(tiny_pipe, "cat", out=tmp_path / "cat.pt", config=quick(num_steps=0))
 
 
 def test_a_pipeline_that_holds_membranes_is_refused(tiny_pipe):

@@ -41,6 +41,9 @@ def test_it_is_frozen_and_keyword_only():
         ("twin_share", 1.5, r"twin_share must be in \[0, 1\]"),
         ("dtype", "fp32", "dtype must be one of None, 'bf16', 'fp16'"),
         ("schedule", "linear", "schedule must be one of 'cosine_restarts'"),
+        ("closed_form", "false", "closed_form must be true or false, found 'false'"),
+        ("checkpoint", 3, "checkpoint must be a path as text, found 3"),
+        ("preview", "x", "preview must be a function of step and pictures, found 'x'"),
     ],
 )
 def test_unusable_values_are_named(field, value, says):

@@ -68,10 +68,12 @@ def erase_command(
     wanted = _wanted(concept, concepts, alias or [], surrogate, keep or [])
     targets = _targets(wanted, out, several=concepts is not None)
     settings = _settings(preset, steps, rank, config)
+    from semipermeable.files.native import check_name
     from semipermeable.generation.output import check_writable
 
     for target in targets:
         check_writable(target)
+        check_name(target)
     beside = [] if orthogonal_to is None else load_folder(orthogonal_to)
     pipe = loaded(model, device, "fp32")
     if concepts is not None:
@@ -152,6 +154,7 @@ def _wanted(
     name: str | None, file: Path | None, aliases: list[str], surrogate: str | None, keep: list[str]
 ) -> "list[Concept]":
     from semipermeable.concept import Concept
+    from semipermeable.errors import ConceptError
 
     if file is not None:
         if name is not None or aliases or surrogate is not None or keep:
@@ -161,6 +164,9 @@ def _wanted(
         return list(load_concepts(file))
     if name is None:
         raise typer.BadParameter('say what to erase, e.g. spm erase "cat", or give a file with --concepts')
+    for option, texts in (("the concept", [name]), ("--alias", aliases), ("--keep", keep)):
+        if not all(text.strip() for text in texts):
+            raise ConceptError(f'{option} is empty; write a name, e.g. spm erase "cat" --alias "kitty"')
     return [Concept(name, tuple(aliases), surrogate or "", tuple(keep))]
 
 

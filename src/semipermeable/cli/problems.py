@@ -42,9 +42,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except MemoryError as error:
             raise fail(_OUT_OF_MEMORY) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _MENDABLE:
                 raise
-            raise fail("the disk is full; free some space or write to another place with --out") from error
+            raise fail(_MENDABLE[error.errno].format(where=repr(error.filename or "a file"))) from error
         except RuntimeError as error:
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
                 raise
@@ -54,3 +54,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 _OUT_OF_MEMORY = "out of memory; draw or train fewer pictures at once (--batch-size 1), or use --device cpu"
+_DISK_FULL = "the disk is full; free some space or write to another place with --out"
+_DENIED = "{where} cannot be written or read: permission denied; choose a place that you may use"
+_MENDABLE = {
+    errno.ENOSPC: _DISK_FULL,
+    errno.EDQUOT: _DISK_FULL,
+    errno.ENOMEM: _OUT_OF_MEMORY,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: "{where} lies on a read-only file system; choose another place",
+}

@@ -78,7 +78,11 @@ def build_command(
     from dataclasses import replace
 
     from semipermeable.cli.options import silence_libraries
+    from semipermeable.generation.output import check_writable
 
+    place = work if work is not None else out.with_name(out.name + ".work")
+    for folder in (out, place):
+        check_writable(folder, folder=True)
     silence_libraries()
     from semipermeable.zoo.recipe.build import build
     from semipermeable.zoo.recipe.plan import Plan
@@ -86,7 +90,7 @@ def build_command(
     plan = replace(Plan() if start is not None else Plan.afresh(), seed=seed).scaled(effort)
     made = build(
         recipe,
-        work=work if work is not None else out.with_name(out.name + ".work"),
+        work=place,
         out=out,
         plan=plan,
         start=None if start is None else _bundle(start),
@@ -103,7 +107,10 @@ def evaluate_command(
 ) -> None:
     """Draw a model's fixed prompts and let its judges say how many are right."""
     from semipermeable.cli.options import silence_libraries
+    from semipermeable.generation.output import check_writable
 
+    if out is not None:
+        check_writable(out)
     silence_libraries()
     from semipermeable.zoo.recipe.evaluate import evaluate
 

@@ -19,7 +19,7 @@ from semipermeable.files.container import DTYPES, Container, fail
 from semipermeable.files.metadata import KEY, decode, encode
 from semipermeable.membrane import GateState, Membrane
 
-__all__ = ["read_native", "save", "to_bytes"]
+__all__ = ["check_name", "read_native", "save", "to_bytes"]
 
 _KINDS = ("u", "v", "gate")
 
@@ -50,9 +50,18 @@ def save(membrane: Membrane, path: str | os.PathLike[str]) -> None:
         MembraneError: if a tensor or a setting cannot be stored, naming it.
         OutputError: if the name has another ending, or the file cannot be written; an old one is then still there.
     """
+    check_name(path)
+    write_atomically(path, to_bytes(membrane))
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that no membrane file has; to be called before the work whose result goes there.
+
+    Raises:
+        OutputError: if it does not end in ".safetensors".
+    """
     if Path(path).suffix != ".safetensors":
         raise OutputError(f"cannot write {os.fspath(path)!r}: a membrane file ends in .safetensors; change the name")
-    write_atomically(path, to_bytes(membrane))
 
 
 def read_native(container: Container) -> Membrane:

@@ -121,8 +121,10 @@ def draw(
         One drawing per job, in order.
 
     Raises:
-        ConfigError: if the model's scheduler cannot take that many steps.
+        ConfigError: if the model's scheduler cannot take that many steps, or guidance is not a finite number.
     """
+    if not math.isfinite(guidance):
+        raise ConfigError(f"guidance must be a finite number, found {guidance}; 4 is usual, 1 draws without")
     _check_steps(pipe, steps)
     size = batch_size or batch_size_for(pipe)
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
@@ -223,7 +225,7 @@ def generate(
 
     Raises:
         PromptError: if there is no prompt, or one is empty.
-        ConfigError: if the model's scheduler cannot take that many steps.
+        ConfigError: if the model's scheduler cannot take that many steps, or guidance is not a finite number.
         AttachError, SiteError, PermeabilityError: see `semipermeable.attach`.
     """
     jobs = jobs_for([prompts] if isinstance(prompts, str) else list(prompts), seed, images_per_prompt)

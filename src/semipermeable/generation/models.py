@@ -67,6 +67,8 @@ def _device(name: str | None) -> Any:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"{name!r} is not a torch device; write cpu, cuda, cuda:0 or mps") from error
+    if device.type == "meta":
+        raise ModelError("the device 'meta' holds no numbers, so nothing can be drawn on it; use --device cpu")
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )

@@ -141,7 +141,11 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
         plain = templates[3] if kind == "object" else templates[2]
         changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
         for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
-            examples.append(Example(_write(plain, form, companions[number], paints[number], companions[0]), name, f"changed {number}"))
+            examples.append(
+                Example(
+                    _write(plain, form, companions[number], paints[number], companions[0]), name, f"changed {number}"
+                )
+            )
     return list(dict.fromkeys(examples))
 
 

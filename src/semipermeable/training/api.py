@@ -8,6 +8,8 @@ from typing import Any, Literal
 import semipermeable
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError, ConfigError
+from semipermeable.files import save
+from semipermeable.files.native import check_name
 from semipermeable.hosts import Host
 from semipermeable.membrane import GateState, Json, Membrane, Provenance
 from semipermeable.permeability import fit, negatives, wordings
@@ -61,10 +63,12 @@ def erase(
             pipeline, or no direction is left beside `orthogonal_to`.
         ConceptError: if the concept is not usable.
         DivergenceError: if training diverges.
-        OutputError: if the membrane cannot be written.
+        OutputError: if the membrane cannot be written; a name that is no membrane's is refused before training.
     """
     chosen = config or TrainConfig.from_preset(preset)
     place = None if out is None else Path(out)
+    if place is not None:
+        check_name(place)
     if place is not None and not place.parent.is_dir():
         raise ConfigError(f"folder {place.parent} for out={place.name!r} does not exist; create it first")
     steps = erase_steps(pipe, concept, config=chosen, seed=seed, orthogonal_to=orthogonal_to, workshop=workshop)
@@ -79,8 +83,6 @@ def erase(
         finally:
             steps.close()
     if place is not None:
-        from semipermeable.files import save
-
         save(membrane, place)
     return membrane
 

@@ -6,7 +6,6 @@ new file replaces the old one by rename after it was synced: whatever kills the 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from semipermeable.errors import ConfigError, OutputError
+from semipermeable.files.atomic import write_atomically
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
 
@@ -58,19 +58,11 @@ def write_checkpoint(path: Path, state: Checkpoint, fingerprint: str) -> None:
         "fingerprint": fingerprint,
     }
     content = save(dict(state.tensors), {"semipermeable.training": json.dumps(story, sort_keys=True)})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"checkpoint {path} cannot be written: {error}; choose another place or free space"
-        ) from error
+        raise OutputError(f"checkpoint {path} cannot be written: {error.strerror}; choose another place") from error
+    write_atomically(path, content)
 
 
 def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:

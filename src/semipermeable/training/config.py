@@ -14,6 +14,15 @@ __all__ = ["Dtype", "Schedule", "TrainConfig", "presets"]
 Schedule = Literal["cosine_restarts", "cosine", "constant"]
 Dtype = Literal["bf16", "fp16"]
 _NOT_MATHEMATICS = ("checkpoint", "checkpoint_every", "preview", "preview_every", "preview_prompts", "tensorboard")
+_SWITCHES = (
+    "reuse_trajectories",
+    "skip_unconditional",
+    "cache_frozen",
+    "target_captions",
+    "surrogate_in_wording",
+    "closed_form",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +123,14 @@ class TrainConfig:
         self._one_of("schedule", get_args(Schedule))
         self._one_of("anchors", ("captions", "gaussian"))
         self._one_of("dtype", (None, *get_args(Dtype)))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, found {getattr(self, name)!r}")
+        for name in ("checkpoint", "tensorboard"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name} must be a path as text, found {getattr(self, name)!r}")
+        if self.preview is not None and not callable(self.preview):
+            raise ConfigError(f"preview must be a function of step and pictures, found {self.preview!r}")
 
     def _check(self, name: str, kind: type, least: float, *, strict: bool = False) -> None:
         value = getattr(self, name)

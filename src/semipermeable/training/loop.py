@@ -102,7 +102,7 @@ def train(
         The trained pairs.
 
     Raises:
-        DivergenceError: if the loss is not finite or explodes.
+        DivergenceError: if the loss is not finite or explodes, or the last step leaves weights that are not finite.
         ConfigError: if the checkpoint belongs to another run, or nothing is to be done (no step, and no site for the
             closed form).
         AttachError: if the denoiser is compiled, fused or already holds membranes.
@@ -121,15 +121,23 @@ def train(
         if resumed is not None:
             run.restore(resumed)
         last: StepStats | None = None
-        for step in range(run.step + 1, config.num_steps + 1):
-            try:
-                last = dataclasses.replace(run.advance(step), seconds=time.monotonic() - began)
-            except DivergenceError as error:
-                raise DivergenceError(str(error), checkpoint=_existing(path)) from error
-            if path is not None and (step % config.checkpoint_every == 0 or step == config.num_steps):
-                write_checkpoint(path, run.state(last.seconds), print_)
-            _show(host, binding, captions, config, seed, step)
-            yield last
+        try:
+            for step in range(run.step + 1, config.num_steps + 1):
+                losses = run.measure(step)
+                if path is not None and last is not None and run.step % config.checkpoint_every == 0:
+                    # Written here and not after the step: that its loss is fine says nothing about the weights it left,
+                    # the next loss does. So what is on disk is good whenever a run diverges.
+                    write_checkpoint(path, run.state(last.seconds), print_)
+                last = dataclasses.replace(run.move(losses), seconds=time.monotonic() - began)
+                _show(host, binding, captions, config, seed, step)
+                yield last
+            run.refuse_broken()
+        except DivergenceError as error:
+            kept = _existing(path)
+            where = f"; the last good state is {kept}" if kept else ""
+            raise DivergenceError(f"{error}{where}", checkpoint=kept) from error
+        if path is not None and last is not None:
+            write_checkpoint(path, run.state(last.seconds), print_)
         return Trained(binding.freeze(), last, time.monotonic() - began)
 
 
@@ -175,6 +183,16 @@ def fingerprint(
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Losses:
+    """Losses of one step, with their graph: per row L_era and L_anc, and their weighted sum."""
+
+    step: int
+    erasing: Tensor
+    anchoring: Tensor
+    total: Tensor
+
+
 class _Run:
     """The moving parts of one run."""
 
@@ -203,27 +221,48 @@ class _Run:
             self._examples = self._prepare()
         return self._examples
 
-    def advance(self, step: int) -> StepStats:
-        """Move the pairs once."""
-        config, binding = self._config, self._binding
-        binding.gamma = None
+    def measure(self, step: int) -> _Losses:
+        """Return the losses of a step, under the weights that the one before it left.
+
+        Raises:
+            DivergenceError: if the total is not finite or explodes.
+        """
+        self._binding.gamma = None
         batch = self._prepared_examples().batch(step)
-        rate = learning_rate(config, step)
+        erasing, anchoring = self._losses(batch)
+        total = total_loss(erasing, anchoring, self._config.anchor_weight)
+        self._check(float(total.detach()), step)
+        return _Losses(step, erasing, anchoring, total)
+
+    def move(self, losses: _Losses) -> StepStats:
+        """Move the pairs once, down the gradient of `measure`'s losses."""
+        config, binding = self._config, self._binding
+        rate = learning_rate(config, losses.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        erasing, anchoring = self._losses(batch)
-        loss = total_loss(erasing, anchoring, config.anchor_weight)
-        value = float(loss.detach())
-        self._check(value, step)
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(losses.total).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         binding.project_()
         binding.gamma = None
-        self.step = step
-        anchored = float(anchoring.detach().mean()) if anchoring.numel() else 0.0
-        return StepStats(step, config.num_steps, float(erasing.detach().mean()), anchored, value, rate, 0.0)
+        self.step = losses.step
+        erased = float(losses.erasing.detach().mean())
+        anchored = float(losses.anchoring.detach().mean()) if losses.anchoring.numel() else 0.0
+        total = float(losses.total.detach())
+        return StepStats(losses.step, config.num_steps, erased, anchored, total, rate, 0.0)
+
+    def refuse_broken(self) -> None:
+        """Refuse weights that no loss has been measured under yet, those of the last step, if they are not finite.
+
+        Raises:
+            DivergenceError: if one is not.
+        """
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._binding.parameters()):
+            raise DivergenceError(
+                f"training diverged at step {self.step}: it left weights that are not finite; lower learning_rate (now "
+                f"{self._config.learning_rate:g}), or lengthen warmup_steps"
+            )
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self._binding.gamma = 1.0
