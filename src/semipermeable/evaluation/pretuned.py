@@ -2,7 +2,7 @@
 
     spm zoo membranes --build
 
-Every membrane is made (preset "instant" with the changes of `pretuned_plan.RECIPES`), rounded to half precision,
+Every membrane is made (preset "instant"), rounded to half precision,
 written, and read back: what is judged is what is shipped. Bare pictures are drawn once and shared: those of "cat" are
 before-pictures of its membrane, and kept pictures of others'. Per membrane, over prompts and noise fixed by the seed:
 
@@ -35,7 +35,6 @@ from semipermeable.evaluation.environment import describe_environment
 from semipermeable.evaluation.judges.copies import CanaryJudge, canary_judge
 from semipermeable.evaluation.metrics import Rate, rate_of
 from semipermeable.evaluation.pretuned_plan import (
-    RECIPES,
     PretunedPlan,
     Row,
     Subject,
@@ -58,6 +57,7 @@ from semipermeable.zoo.shipped import FIGURES, PACKED
 
 __all__ = ["build_pretuned"]
 
+_PRESET = "instant"
 _QUICK_STEPS = 2
 """Denoising steps where only equality of bits is asked for: rows with γ = 0 must be equal at every one."""
 _WEIGHTS = "pipeline/unet/diffusion_pytorch_model.safetensors"
@@ -176,8 +176,7 @@ def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:
     """Return the figures of a membrane; it is made and judged unless it is there."""
     place = studio.work / "membranes" / file_name(subject.concept)
     story = place.with_suffix(".json")
-    recipe = {"preset": "instant", **RECIPES.get(subject.concept.name, {})}
-    config = TrainConfig.from_preset(**recipe)
+    config = TrainConfig.from_preset(_PRESET)
     settings = canonical(config.to_json())
     if story.is_file() and place.is_file():
         found = read_json(story)
@@ -187,7 +186,7 @@ def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:
     made = erase(pipe, subject.concept, config=config, seed=seed, workshop=studio.workshop, progress=False)
     save(_halved(made), place)
     membrane = load(place)
-    figures = {"kind": subject.kind, **_described(membrane.concept, recipe), **_judged(studio, subject, membrane)}
+    figures = {"kind": subject.kind, **_described(membrane.concept), **_judged(studio, subject, membrane)}
     write_json(story, {"sha256": _digest(membrane), "settings": config.to_json(), "figures": figures})
     return figures
 
@@ -202,12 +201,12 @@ def _digest(membrane: Membrane) -> str:
     return hashlib.sha256(to_bytes(membrane)).hexdigest()
 
 
-def _described(concept: Concept, recipe: dict[str, Any]) -> dict[str, Json]:
+def _described(concept: Concept) -> dict[str, Json]:
     return {
         "aliases": list(concept.aliases),
         "surrogate": concept.surrogate,
         "keep": list(concept.keep),
-        "recipe": recipe,
+        "recipe": {"preset": _PRESET},
     }
 
 

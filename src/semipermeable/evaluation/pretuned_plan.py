@@ -7,7 +7,7 @@ concepts, which must stay, are taken from theirs, so that one bare picture serve
 import dataclasses
 import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from semipermeable.concept import Concept
 from semipermeable.errors import ConfigError
@@ -18,7 +18,6 @@ from semipermeable.zoo import ZooSpec
 __all__ = [
     "BROAD",
     "OBJECTS",
-    "RECIPES",
     "PretunedPlan",
     "Row",
     "Subject",
@@ -37,8 +36,6 @@ OBJECTS = (
 """Objects of the model `emoji` that get a membrane: some of every kind, with namesakes and near twins."""
 BROAD = {"insect": "flower"}
 """Broader words that get a membrane of all their objects, and what these fall to."""
-RECIPES: dict[str, dict[str, Any]] = {}
-"""Concepts of which the preset "instant" leaves more than a tenth: fields of `TrainConfig` to change."""
 _FIRST_SEED = 40_000
 """Added to a row's number: no other drawing of this package uses these seeds."""
 
