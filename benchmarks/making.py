@@ -1,6 +1,6 @@
-"""What fewer steps, smaller batches and shorter trajectories cost: quality and time of making one membrane.
+"""Recipes of one membrane side by side: what it erases, what it harms, how long it takes.
 
-    OMP_NUM_THREADS=1 python benchmarks/making.py --concept cat --concept neon --concept dog --concept rose
+    OMP_NUM_THREADS=1 python benchmarks/making.py --concept church --concept guitar --concept neon
 
 For each recipe and concept: train, hold the membrane open on every prompt, and judge as `ablation.py` does (target,
 near twins, the other axis, kept objects and styles; same prompts and noise for all). Seconds are wall time beside
@@ -24,21 +24,18 @@ from semipermeable.training import TrainConfig
 
 RECIPES = {
     "instant": {"preset": "instant"},
+    "instant, η 0.7 (before)": {"preset": "instant", "negative_guidance": 0.7},
+    "instant, η 1.5": {"preset": "instant", "negative_guidance": 1.5},
     "fast": {"preset": "fast"},
-    "60 steps of 12 rows, 6 trajectories of 20 (before)": {
+    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", "negative_guidance": 0.7, "learning_rate": 4e-3},
+    "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0},
+    "fast, 60 steps of 12 rows": {
         "preset": "fast",
         "num_steps": 60,
         "num_anchors": 8,
         "num_trajectories": 6,
         "sampling_steps": 20,
     },
-    "24 steps of 6 rows, 2 trajectories of 10": {
-        "preset": "fast",
-        "batch_size": 2,
-        "num_trajectories": 2,
-        "sampling_steps": 10,
-    },
-    "12 steps of 8 rows, 3 trajectories of 10": {"preset": "fast", "num_steps": 12, "sampling_steps": 10},
 }
 FIGURES = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
 

@@ -25,7 +25,7 @@ TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-refer
 ABLATIONS = [
     "noop",
     *(f"spm-open:rank={rank}" for rank in (1, 2, 4, 8)),
-    *(f"spm-open:negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)),
+    *(f"spm-open:negative_guidance={eta},style_negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)),
     *(f"{rule}:num_anchors={anchors}" for rule in ("spm-open", "spm") for anchors in (0, 8)),
     *(f"{rule}:num_anchors={anchors},closed_form=false" for rule in ("spm-open", "spm") for anchors in (0, 8)),
 ]

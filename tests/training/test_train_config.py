@@ -18,7 +18,8 @@ def test_the_papers_hyper_parameters():
     paper = TrainConfig.from_preset("paper")
     assert (paper.rank, paper.num_steps, paper.batch_size, paper.num_anchors) == (1, 3000, 1, 4)
     assert (paper.learning_rate, paper.schedule, paper.warmup_steps) == (1e-4, "cosine_restarts", 500)
-    assert (paper.anchor_weight, paper.anchor_power, paper.negative_guidance) == (1e3, 1.0, 1.0)
+    assert (paper.anchor_weight, paper.anchor_power) == (1e3, 1.0)
+    assert paper.eta("object") == paper.eta("style") == 1.0
     assert (paper.sampling_steps, paper.closed_form, paper.reuse_trajectories) == (30, False, False)
 
 

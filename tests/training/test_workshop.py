@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -91,6 +93,19 @@ def test_the_instant_membrane_reads_the_concept_as_its_surrogate(host):
         left.append(apart / before)
     assert 1 > left[0] > left[1] > left[2]
     assert left[2] < 0.2
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_a_style_goes_its_own_way_beyond_its_surrogate(tiny_pipe, num_steps):
+    def trained(kind, for_objects, for_styles):
+        config = quick(
+            num_steps=num_steps, negative_guidance=for_objects, style_negative_guidance=for_styles, warmup_steps=0
+        )
+        return _finish(train(Workshop(tiny_pipe), CONCEPT, replace(CAPTIONS, kind=kind), config, seed=0)).pairs
+
+    found, same, other = trained("style", 2.0, 0.5), trained("object", 0.5, 2.0), trained("style", 0.5, 2.0)
+    assert all(torch.equal(found[name][0], same[name][0]) for name in found)
+    assert not all(torch.equal(found[name][0], other[name][0]) for name in found)
 
 
 def test_a_shared_workshop_makes_the_membrane_of_its_own_one(tiny_pipe):

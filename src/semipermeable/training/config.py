@@ -14,6 +14,7 @@ __all__ = ["Dtype", "Schedule", "TrainConfig", "presets"]
 Schedule = Literal["cosine_restarts", "cosine", "constant"]
 Dtype = Literal["bf16", "fp16"]
 _NOT_MATHEMATICS = ("checkpoint", "checkpoint_every", "preview", "preview_every", "preview_prompts", "tensorboard")
+_ETA = {"object": "negative_guidance", "style": "style_negative_guidance"}
 _SWITCHES = (
     "reuse_trajectories",
     "skip_unconditional",
@@ -52,7 +53,9 @@ class TrainConfig:
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
     negative_guidance: float = 1.5
-    """η of Eq. 4; 0 stops at the surrogate. The closed form alone keeps others better at 1."""
+    """η of Eq. 4 for an object; 0 stops at the surrogate. The closed form alone keeps others better at 1."""
+    style_negative_guidance: float = 0.7
+    """η for a style. Its surrogate, another style, is far from it already; going further takes objects along."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
     sampling_steps: int = 12
@@ -111,7 +114,7 @@ class TrainConfig:
         self._check("preview_every", int, 1)
         for name in ("learning_rate", "closed_form_keep", "divergence_factor"):
             self._check(name, float, 0, strict=True)
-        for name in ("anchor_weight", "negative_guidance", "anchor_power", "sampling_guidance"):
+        for name in ("anchor_weight", "anchor_power", "sampling_guidance", *_ETA.values()):
             self._check(name, float, 0)
         self._check("twin_share", float, 0)
         if self.twin_share > 1:
@@ -164,6 +167,10 @@ class TrainConfig:
                 raise ConfigError(closest(name, known, what="training setting"))
         return cls(**{**_PRESETS[preset], **overrides})
 
+    def eta(self, kind: Literal["object", "style"]) -> float:
+        """Return η of Eq. 4 for a concept of a kind."""
+        return float(getattr(self, _ETA[kind]))
+
     def to_json(self) -> dict[str, Json]:
         """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
         fields = (f.name for f in dataclasses.fields(self) if f.name not in _NOT_MATHEMATICS)
@@ -184,6 +191,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "warmup_steps": 500,
         "anchor_weight": 1e3,
         "negative_guidance": 1.0,
+        "style_negative_guidance": 1.0,
         "anchor_power": 1.0,
         "sampling_steps": 30,
         "sampling_guidance": 3.0,

@@ -77,6 +77,7 @@ class _Frozen:
 
     def __init__(self, host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str) -> None:
         self.host, self.config, self.seed = host, config, seed
+        self.eta = config.eta(captions.kind)
         targets, surrogates = list(captions.targets), list(captions.surrogates)
         if not config.target_captions:
             targets, surrogates = list(captions.names), [surrogate] * len(captions.names)
@@ -103,7 +104,7 @@ class _Frozen:
     def goal(self, latents: Tensor, timesteps: Tensor, which: Tensor) -> Tensor:
         target = self.predict(latents, timesteps, self.targets[which])
         surrogate = self.predict(latents, timesteps, self.surrogates[which])
-        return erasing_goal(target, surrogate, self.config.negative_guidance)
+        return erasing_goal(target, surrogate, self.eta)
 
 
 def run_all(
@@ -215,7 +216,7 @@ class PooledExamples:
             other.repeat(steps),
         ).reshape(x.shape)
         known = self._predictions[:, : 2 * runs]
-        eta = self._frozen.config.negative_guidance
+        eta = self._frozen.eta
         on_target = erasing_goal(known[:, :runs], missing[:, :runs], eta)
         return torch.cat([on_target, erasing_goal(missing[:, runs:], known[:, runs:], eta)], 1)
 

@@ -134,7 +134,7 @@ class Workshop:
         for name, site in projections.items():
             taken = [membrane.pairs[name][1].flatten(1) for membrane in others if name in membrane.pairs]
             problem = shared or self._problem(pairs, keep, config, taken, name)
-            found[name] = problem.solve(site.weight, negative_guidance=config.negative_guidance, rank=config.rank)
+            found[name] = problem.solve(site.weight, negative_guidance=config.eta(captions.kind), rank=config.rank)
         return found
 
     def _state_pairs(self, captions: CaptionSet) -> StatePairs:

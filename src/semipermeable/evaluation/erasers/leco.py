@@ -34,6 +34,7 @@ TRAINING = TrainConfig(
     schedule="constant",
     warmup_steps=0,
     negative_guidance=1.0,
+    style_negative_guidance=1.0,
     sampling_steps=50,
     sampling_guidance=3.0,
     reuse_trajectories=False,
