@@ -1,7 +1,6 @@
 """The page: gradio components bound to a desk. No state of its own but what a browser has seen already."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,10 @@ def build_page(desk: Desk) -> gr.Blocks:
     pieces: list[Piece] = []
     with gr.Blocks(title="spm studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         _head(desk, pieces)
-        with gr.Tabs() as tabs:
+        with gr.Tabs():
             for name, fill in _TABS.items():
-                with gr.Tab(name, id=name) as tab:
+                with gr.Tab(name, id=name):
                     fill(desk, pieces)
-                when(tab.select, partial(desk.remember, tab=name))
-        pieces.append(Piece(tabs, lambda: 0, lambda: gr.update(selected=desk.setting("tab", "Erase"))))
         follow(page, pieces)
     return page
 
