@@ -22,13 +22,13 @@ from ablation import measure
 from semipermeable import __version__, attach, erase, zoo
 from semipermeable.training import TrainConfig
 
+BEFORE = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
     "instant": {"preset": "instant"},
-    "instant, η 0.7 (before)": {"preset": "instant", "negative_guidance": 0.7},
-    "instant, η 1.5": {"preset": "instant", "negative_guidance": 1.5},
+    "instant, η 0.7 (before)": {"preset": "instant", **BEFORE},
     "fast": {"preset": "fast"},
-    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", "negative_guidance": 0.7, "learning_rate": 4e-3},
-    "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0},
+    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **BEFORE, "learning_rate": 4e-3},
+    "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0, "style_negative_guidance": 1.0},
     "fast, 60 steps of 12 rows": {
         "preset": "fast",
         "num_steps": 60,
