@@ -22,7 +22,7 @@ def test_every_eraser_has_a_full_card(name):
     [
         ("ucce", "unknown eraser 'ucce'; did you mean 'uce'"),
         ("noop:max", "takes nothing after its name, found 'max'; write 'noop'"),
-        ("spm:cat.bin", r"after 'spm' comes a setting such as rank=…, found 'cat.bin'"),
+        ("spm:cat.bin", r"after 'spm' comes 'instant' or a setting such as rank=…, found 'cat.bin'"),
         ("spm:cat.safetensors,rank=2", r"membrane files \(\.safetensors\) or settings of training, found both"),
         ("sld:huge", r"strength of the eraser 'sld' 'huge'"),
     ],
