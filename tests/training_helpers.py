@@ -77,7 +77,7 @@ if __name__ == "__main__":
     steps = train(host_for(pipe), CONCEPT, CAPTIONS, config, seed=0)
     while True:
         try:
-            print(next(steps).step, flush=True)  # noqa: T201
+            print(next(steps).step, flush=True)  # noqa: T201 - the test that started this process reads it
         except StopIteration as end:
             pairs = end.value.pairs
             break

@@ -2,9 +2,9 @@
 
     spm zoo membranes --build
 
-Every membrane is made (preset "instant"), rounded to half precision,
-written, and read back: what is judged is what is shipped. Bare pictures are drawn once and shared: those of "cat" are
-before-pictures of its membrane, and kept pictures of others'. Per membrane, over prompts and noise fixed by the seed:
+Every membrane is made (preset "instant"), rounded to half precision, written, and read back: what is judged is what is
+shipped. Bare pictures are drawn once and shared: those of "cat" are before-pictures of its membrane, and kept pictures
+of others'. Per membrane, over prompts and noise fixed by the seed:
 
 - **target**: `per_target` prompts of the concept, bare and with the membrane held open; share judged as the concept,
   and as one of its near twins. A memorised picture counts as drawn where `CanaryJudge` knows it again.
@@ -18,7 +18,6 @@ Finished parts stay in a work folder, so that a stopped run goes on where it was
 """
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ from semipermeable.evaluation.pretuned_plan import (
 from semipermeable.evaluation.results import canonical, read_json, write_json
 from semipermeable.files import load, save
 from semipermeable.files.bank import pack
-from semipermeable.files.native import to_bytes
+from semipermeable.files.native import digest
 from semipermeable.generation import Drawing, Job, draw
 from semipermeable.membrane import Json, Membrane
 from semipermeable.training import TrainConfig, erase
@@ -161,15 +160,15 @@ def build_pretuned(
 def _claim(work: Path, model: str | Path, plan: PretunedPlan) -> None:
     """Make the work folder this plan's."""
     weights = read_manifest(bundle_folder(model))["files"][_WEIGHTS]["sha256"]
-    mine = canonical({"plan": dataclasses.asdict(plan), "unet": weights})
+    mine = {"plan": dataclasses.asdict(plan), "unet": weights}
     place = work / "plan.json"
-    if place.is_file() and canonical(read_json(place)) != mine:
+    if place.is_file() and canonical(read_json(place)) != canonical(mine):
         raise ConfigError(f"{str(work)!r} holds the work of another plan or model; remove it, or choose another folder")
     try:
         (work / "membranes").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {str(work)!r} cannot be made: {error}; choose another") from error
-    write_json(place, {"plan": dataclasses.asdict(plan), "unet": weights})
+    write_json(place, mine)
 
 
 def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:
@@ -177,17 +176,17 @@ def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:
     place = studio.work / "membranes" / file_name(subject.concept)
     story = place.with_suffix(".json")
     config = TrainConfig.from_preset(_PRESET)
-    settings = canonical(config.to_json())
+    settings = config.to_json()
     if story.is_file() and place.is_file():
         found = read_json(story)
-        if found["sha256"] == _digest(load(place)) and canonical(found["settings"]) == settings:
+        if found["sha256"] == digest(load(place)) and found["settings"] == settings:
             return found["figures"]
     pipe, seed = studio.pipe, studio.plan.seed
     made = erase(pipe, subject.concept, config=config, seed=seed, workshop=studio.workshop, progress=False)
     save(_halved(made), place)
     membrane = load(place)
     figures = {"kind": subject.kind, **_described(membrane.concept), **_judged(studio, subject, membrane)}
-    write_json(story, {"sha256": _digest(membrane), "settings": config.to_json(), "figures": figures})
+    write_json(story, {"sha256": digest(membrane), "settings": settings, "figures": figures})
     return figures
 
 
@@ -195,10 +194,6 @@ def _halved(membrane: Membrane) -> Membrane:
     """Return a membrane with its pairs in half precision."""
     pairs = {site: (u.half(), v.half()) for site, (u, v) in membrane.pairs.items()}
     return dataclasses.replace(membrane, pairs=pairs)
-
-
-def _digest(membrane: Membrane) -> str:
-    return hashlib.sha256(to_bytes(membrane)).hexdigest()
 
 
 def _described(concept: Concept) -> dict[str, Json]:
@@ -295,7 +290,7 @@ def _published(
         told = dataclasses.replace(membrane, provenance=dataclasses.replace(membrane.provenance, metrics=metrics))
         save(told, chosen / name)
         row |= {"gate": None if told.gate is None else told.gate.kind}
-        row |= {"bytes": (chosen / name).stat().st_size, "sha256": _digest(told)}
+        row |= {"bytes": (chosen / name).stat().st_size, "sha256": digest(told)}
     folder = bundle if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pack(chosen, folder / PACKED)

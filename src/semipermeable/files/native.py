@@ -6,6 +6,7 @@ called "gate"). All other data is the text of one metadata key: the safetensors 
 order.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from semipermeable.files.container import DTYPES, Container, fail
 from semipermeable.files.metadata import KEY, decode, encode
 from semipermeable.membrane import GateState, Membrane
 
-__all__ = ["check_name", "read_native", "save", "to_bytes"]
+__all__ = ["check_name", "digest", "read_native", "save", "to_bytes"]
 
 _KINDS = ("u", "v", "gate")
 
@@ -52,6 +53,11 @@ def save(membrane: Membrane, path: str | os.PathLike[str]) -> None:
     """
     check_name(path)
     write_atomically(path, to_bytes(membrane))
+
+
+def digest(membrane: Membrane) -> str:
+    """Return the SHA-256 of the file that `save` writes."""
+    return hashlib.sha256(to_bytes(membrane)).hexdigest()
 
 
 def check_name(path: str | os.PathLike[str]) -> None:

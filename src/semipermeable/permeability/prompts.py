@@ -6,6 +6,7 @@ subject and which template it came from, so that whole subjects and whole templa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from semipermeable.concept import Concept
@@ -132,20 +133,17 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
     templates = _OBJECT if kind == "object" else _STYLE
     companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
     paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    write = partial(_write, beside=companions[0])
     examples: list[Example] = []
     for row, name in enumerate(concept.names):
         for column, template in enumerate(templates):
             for turn in range(_VARIANTS):
                 companion, paint = (words[(row + column + 3 * turn) % len(words)] for words in (companions, paints))
-                examples.append(Example(_write(template, name, companion, paint, companions[0]), name, template))
+                examples.append(Example(write(template, name, companion, paint), name, template))
         plain = templates[3] if kind == "object" else templates[2]
         changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
         for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
-            examples.append(
-                Example(
-                    _write(plain, form, companions[number], paints[number], companions[0]), name, f"changed {number}"
-                )
-            )
+            examples.append(Example(write(plain, form, companions[number], paints[number]), name, f"changed {number}"))
     return list(dict.fromkeys(examples))
 
 
@@ -199,6 +197,7 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
     captions = told + [entry for entry in CAPTIONS if not means(concept, entry, keep)]
     companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
     paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    write = partial(_write, beside=companions[0])
     examples = [Example(caption, caption, caption) for caption in captions]
     for row, subject in enumerate(phrases):
         templates = _STYLE if subject.casefold() in STYLES else _OBJECT
@@ -206,12 +205,12 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
         for step in range(len(templates) if near else _PER_SUBJECT):
             template = templates[(row * 3 + step * (1 if near else 7)) % len(templates)]
             companion, paint = companions[(row + step) % len(companions)], paints[(row + step) % len(paints)]
-            examples.append(Example(_write(template, subject, companion, paint, companions[0]), subject, template))
+            examples.append(Example(write(template, subject, companion, paint), subject, template))
     for row, template in enumerate(_BARE):
         for paint in (
             paints[: 4 if kind == "object" else None] if "_s}" in template or "{s}" in template else paints[:1]
         ):
-            examples.append(Example(_write(template, "", companions[row], paint, companions[0]), template, template))
+            examples.append(Example(write(template, "", companions[row], paint), template, template))
     if not (told or phrases):
         raise CalibrationError(
             f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of `vocabulary` mean "

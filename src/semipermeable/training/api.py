@@ -69,8 +69,8 @@ def erase(
     place = None if out is None else Path(out)
     if place is not None:
         check_name(place)
-    if place is not None and not place.parent.is_dir():
-        raise ConfigError(f"folder {place.parent} for out={place.name!r} does not exist; create it first")
+        if not place.parent.is_dir():
+            raise ConfigError(f"folder {place.parent} for out={place.name!r} does not exist; create it first")
     steps = erase_steps(pipe, concept, config=chosen, seed=seed, orthogonal_to=orthogonal_to, workshop=workshop)
     with bar(chosen.num_steps, str(getattr(concept, "name", concept)), shown=progress) as show, board(chosen) as log:
         try:

@@ -154,13 +154,10 @@ def _of_canary(concept: Concept, spec: ZooSpec) -> CaptionSet:
                 instead = spec.caption(concept.surrogate or None, style, template=number)
                 rows.append((template.format(a=article(style), style=style, an_object=name), instead, name))
                 rows.append((name, spec.caption(concept.surrogate) if concept.surrogate else "an icon", name))
-    anchors = [
-        spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
-        for index, thing in enumerate(spec.objects)
-        for number, style in enumerate(spec.styles)
-    ]
     others = [canary.caption for canary in spec.canaries if canary.caption not in concept.names]
-    return _assembled(concept, rows, anchors + [spec.caption(None, style) for style in spec.styles], others)
+    return _assembled(
+        concept, rows, _grid(concept, spec) + [spec.caption(None, style) for style in spec.styles], others
+    )
 
 
 def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
@@ -170,16 +167,9 @@ def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
             for template in range(len(spec.templates) if style else 1):
                 instead = spec.caption(concept.surrogate or None, style, template=template)
                 rows.append((spec.caption(name, style, template=template), instead, name))
-    erased = {*concept.names}
-    anchors = [
-        spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
-        for index, thing in enumerate(spec.objects)
-        for number, style in enumerate(spec.styles)
-        if not erased & {thing.name, *thing.aliases}
-    ]
     near = _near(concept, spec)
     twins = [spec.caption(name, style, template=t) for name in near for style in spec.styles for t in range(2)]
-    return _assembled(concept, rows, anchors + [spec.caption(None, style) for style in spec.styles], twins)
+    return _assembled(concept, rows, _grid(concept, spec) + [spec.caption(None, style) for style in spec.styles], twins)
 
 
 def _near(concept: Concept, spec: ZooSpec) -> list[str]:
@@ -203,14 +193,19 @@ def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
             template = spec.templates[index % len(spec.templates)]
             without = _styled(thing, concept.surrogate, template) if concept.surrogate else spec.caption(thing)
             rows.append((_styled(thing, name, template), without or "an icon", name))
-    anchors = [
+    plain = [spec.caption(thing.name) for thing in spec.objects]
+    return _assembled(concept, rows, _grid(concept, spec) + plain, [])
+
+
+def _grid(concept: Concept, spec: ZooSpec) -> list[str]:
+    """Write every object in every style, but those of the concept's names, each in one wording."""
+    erased = {*concept.names}
+    return [
         spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
         for index, thing in enumerate(spec.objects)
         for number, style in enumerate(spec.styles)
-        if style not in concept.names
+        if not erased & {thing.name, *thing.aliases, style}
     ]
-    plain = [spec.caption(thing.name) for thing in spec.objects]
-    return _assembled(concept, rows, anchors + plain, [])
 
 
 def _general(concept: Concept) -> CaptionSet:

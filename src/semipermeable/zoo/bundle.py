@@ -7,12 +7,12 @@ inside torch.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from semipermeable.errors import UnknownNameError, ZooError, closest
+from semipermeable.files.atomic import write_atomically
 
 __all__ = ["ASSETS", "MANIFEST", "bundle_folder", "bundle_names", "digest", "read_manifest", "verify", "write_manifest"]
 
@@ -95,6 +95,9 @@ def write_manifest(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The manifest.
+
+    Raises:
+        OutputError: if it cannot be written.
     """
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
@@ -102,10 +105,5 @@ def write_manifest(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
         if path.is_file() and path != folder / MANIFEST
     }
     manifest = {**card, "files": files}
-    partial = folder / f"{MANIFEST}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / MANIFEST)
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -231,7 +232,7 @@ def test_refusals_come_before_the_first_picture(tmp_path, changes, error, words)
 
 def test_the_same_name_with_another_recipe_is_refused(tmp_path):
     class Trained(fakes.FakeEraser):
-        recipe = {"learning_rate": 1e-3}  # noqa: RUF012
+        recipe: ClassVar = {"learning_rate": 1e-3}
 
     tools = dataclasses.replace(TOOLS, eraser=lambda spec: Trained(spec, gated=False))
     measure(tmp_path, "blunt", tools=tools)

@@ -86,15 +86,13 @@ def _sld(name: str, shown: Card, *, gated: bool) -> tuple[str, Registration]:
 
 def _settled(name: str, make: Callable[[S, str], Eraser], settings: S, card: Card) -> tuple[str, Registration]:
     """Return the registration of an eraser whose settings may be changed, given what makes it of settings and spec."""
-    tuned = tuned_settings().get(name, {})
-    named = {TUNED: tuned} if tuned else {}
+    named = _named(name)
 
     def made(argument: str) -> Eraser:
         words = _words(argument)
         return make(read_variant(name, words, settings, named), _spec(name, words))
 
-    choice = f"tuned | {_CHANGES}[,…]" if tuned else f"{_CHANGES}[,…]"
-    return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
+    return name, Registration(make=made, card=card, argument=_choice(named), tuned=named.get(TUNED, {}))
 
 
 def _membranes(
@@ -105,8 +103,7 @@ def _membranes(
     presets: Mapping[str, Mapping[str, Json]] | None = None,
 ) -> tuple[str, Registration]:
     """The same for erasers that may also be given membrane files, or the name of a preset."""
-    tuned = tuned_settings().get(name, {})
-    named = {**({TUNED: tuned} if tuned else {}), **(presets or {})}
+    named = {**_named(name), **(presets or {})}
 
     def made(argument: str) -> Eraser:
         words = _words(argument)
@@ -119,8 +116,17 @@ def _membranes(
             return make(read_variant(name, words, settings, named), (), _spec(name, words))
         return make(settings, files, _spec(name, words))
 
-    choice = f"{''.join(f'{word} | ' for word in named)}{_CHANGES}[,…] | FILE.safetensors[,…] | zoo:CONCEPT[,…]"
-    return name, Registration(make=made, card=card, argument=choice, tuned=tuned)
+    choice = f"{_choice(named)} | FILE.safetensors[,…] | zoo:CONCEPT[,…]"
+    return name, Registration(make=made, card=card, argument=choice, tuned=named.get(TUNED, {}))
+
+
+def _named(name: str) -> dict[str, Mapping[str, Json]]:
+    """Return the word that stands for settings that were found, with them, if an eraser has any."""
+    return {TUNED: found} if (found := tuned_settings().get(name)) else {}
+
+
+def _choice(named: Mapping[str, Mapping[str, Json]]) -> str:
+    return "".join(f"{word} | " for word in named) + f"{_CHANGES}[,…]"
 
 
 def _words(argument: str) -> list[str]:

@@ -4,7 +4,6 @@ Each concept has a membrane of its own, trained by `semipermeable.erase` or read
 gates them prompt by prompt.
 """
 
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from semipermeable.errors import UnknownNameError, closest
 from semipermeable.evaluation.erasers.gates import Opening, decided
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
-from semipermeable.files.native import to_bytes
+from semipermeable.files.native import digest, to_bytes
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import resolve
 from semipermeable.training import TrainConfig, erase
@@ -150,7 +149,7 @@ class Spm:
         """Return the erasure by some membranes, one per subject."""
         source: dict[str, Json] = {"training": self.training.to_json()}
         if self.files:
-            source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
+            source = {"membranes": [digest(membrane) for membrane in membranes]}
         config = configuration(self.name, subjects, None if self.files else seed, rule=self.rule, **source)
         return Equipped(config, tuple(membranes), self.rule)
 

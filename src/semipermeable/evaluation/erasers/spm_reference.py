@@ -11,7 +11,6 @@ How it trains: `reference_training`. Membranes from files act here as they would
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from semipermeable.evaluation.erasers.reference_training import ReferenceSetting
 from semipermeable.evaluation.erasers.spm import membranes_for
 from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import bare_denoiser
-from semipermeable.files.native import to_bytes
+from semipermeable.files.native import digest, to_bytes
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import GatedConcept, PaperTransport
@@ -124,7 +123,7 @@ class SpmReference:
         """Return the erasure by some membranes, one per subject."""
         source: dict[str, Json] = {"training": dataclasses.asdict(self.training)}
         if self.files:
-            source = {"membranes": [hashlib.sha256(to_bytes(membrane)).hexdigest() for membrane in membranes]}
+            source = {"membranes": [digest(membrane) for membrane in membranes]}
         return Folded(configuration(self.name, subjects, None if self.files else seed, **source), tuple(membranes))
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Folded:
