@@ -1,8 +1,9 @@
-"""Fuzz the readers of what others write: `python scripts/fuzz.py policies|membranes SECONDS`.
+"""Fuzz the readers of what others write: `python scripts/fuzz.py policies|membranes SECONDS [FOLDER]`.
 
 Atheris (libFuzzer) mutates valid examples and follows the branches of this package's own readers. Every input must
 parse or be refused with one of this package's errors; anything else stops the run, and the input is written to
-`out/fuzz/`.
+FOLDER, by default `out/fuzz/`. Continuous integration runs it for seconds (`tests/server/test_fuzz.py`), `make fuzz`
+for minutes.
 """
 
 import sys
@@ -18,7 +19,7 @@ with atheris.instrument_imports(include=_INSTRUMENTED):
     from semipermeable.files import load
     from semipermeable.server.policies import parse_policies
 
-OUT = Path(__file__).parent.parent / "out" / "fuzz"
+OUT = Path(sys.argv[3]) if len(sys.argv) > 3 else Path(__file__).parent.parent / "out" / "fuzz"
 _HASH = b"scrypt:16384:8:1:" + b"A" * 22 + b"==:" + b"A" * 43 + b"="
 POLICIES = b"""[[policy]]
 name = "kids"

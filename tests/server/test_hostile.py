@@ -12,6 +12,7 @@ import time
 import httpx2
 import pytest
 import torch
+from sqlalchemy import event
 
 from semipermeable.errors import RefusedError
 from semipermeable.server.config import LimitsTable
@@ -145,6 +146,16 @@ def test_a_huge_head_is_refused(service, serve):
         _, answer = closed_after(connection)
         assert b"400" in answer.splitlines()[0]
         connection.close()
+
+
+def test_more_connections_than_allowed_are_answered_503_and_room_is_made_when_they_close(config, pipe, serve):
+    with serve(Service(limited(config, connections=5), Painter(pipe))) as address:
+        idle = [connect(address) for _ in range(8)]
+        one = httpx2.get(f"{address}/healthz")
+        assert one.status_code == 503
+        for connection in idle:
+            connection.close()
+        wait_until(lambda: httpx2.get(f"{address}/healthz").status_code == 200)
 
 
 def test_too_many_waiting_is_429_with_retry_after_and_others_are_still_served(config, pipe, serve, keys):
@@ -314,6 +325,39 @@ def test_without_a_record_no_picture_leaves(service, serve, keys, tmp_path):
         blocker.execute("ALTER TABLE elsewhere RENAME TO audit")
         blocker.close()
         assert post(address, keys).status_code == 200
+
+
+@pytest.fixture
+def full_disk(service):
+    """Let SQLite's file grow no further until the list is emptied: SQLite then says what a full disk makes it say."""
+    room = [0]
+
+    def bound(connection, *_):
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages if room else 2**30}")
+
+    event.listen(service.audit._engine, "checkout", bound)
+    yield room
+    event.remove(service.audit._engine, "checkout", bound)
+
+
+def test_a_full_disk_means_503_without_a_picture_until_there_is_room(service, serve, keys, full_disk, caplog):
+    with serve(service) as address:
+        statuses = []
+        # What is free inside the file's last pages is used up first.
+        while not statuses or (statuses[-1] == 200 and len(statuses) < 60):
+            answer = post(address, keys, n=4, steps=1, user="u" * 256)
+            statuses.append(answer.status_code)
+        assert statuses[-1] == 503
+        assert answer.json()["error"]["code"] == "audit_unavailable"
+        assert "b64_json" not in answer.text
+        assert "pictures of 'acme' are not handed out" in caplog.text
+        assert "database or disk is full" in caplog.text
+        recorded = service.audit.count()
+        assert recorded == 4 * statuses.count(200)
+        full_disk.clear()
+        assert post(address, keys, steps=1).status_code == 200
+        assert service.audit.count() == recorded + 1
 
 
 def test_tls(config, pipe, serve, keys, certificate):

@@ -238,6 +238,39 @@ def test_two_replicas_of_which_one_is_killed_lose_nothing_and_mix_nothing_up(
                 one.kill()
 
 
+@needs_serve
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_replicas_come_as_pictures_wait_and_go_when_none_do(tmp_path, files, keys, spm_serve, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    table = {"replicas": 1, "max_replicas": 2, "idle_seconds": 5.0}
+    config = files(ray=table, drawing={"steps": 4, "max_steps": 8, "batch_rows": 2}, open_metrics=True)
+    process = spm_serve("--config", config, cwd=tmp_path)
+    answers, stop = [], threading.Event()
+
+    def client(number):
+        while not stop.is_set():
+            answers.append(process.post(keys.acme.key, seed=number, n=2).status_code)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    try:
+        assert figure(process, "spm_replicas") == 1.0
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: figure(process, "spm_replicas") == 2.0, 180)
+        wait_until(lambda: figure(process, 'spm_calls_total{replica="1"}') > 0, 60)
+        stop.set()
+        for thread in threads:
+            thread.join(120)
+        wait_until(lambda: figure(process, "spm_replicas") == 1.0, 180)
+        assert set(answers) == {200}
+        assert process.post(keys.acme.key).status_code == 200
+    finally:
+        stop.set()
+        process.end()
+
+
 def load_while_one_is_killed(process, family, keys):
     """Eight clients with seeds of their own; a replica is stopped in mid-call, then killed. Return what came back."""
     delivered, failed, stop = [], [], threading.Event()

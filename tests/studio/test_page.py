@@ -98,6 +98,26 @@ def draw(page, prompt):
     page.get_by_role("textbox", name="Prompt").press("Enter")
 
 
+def fits(page, width):
+    """Nothing on the page is wider than the window, and no picture of a gallery is cut off."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for picture in page.locator(".grid-container img").all():
+        box = picture.bounding_box()
+        assert box is None or box["x"] + box["width"] <= width
+
+
+def tab_to(page, name):
+    """Press the tab key until something of that name has the focus."""
+    focused = "(e => e.ariaLabel || e.labels?.[0]?.innerText || e.innerText || '')(document.activeElement)"
+    seen = []
+    while len(seen) < 60:
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(focused).strip())
+        if seen[-1].split("\n")[0].strip() == name:
+            return
+    pytest.fail(f"the tab key does not reach {name!r}: {seen}")
+
+
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)], ids=["desk", "phone"])
 def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
     page = open_page(viewport={"width": width, "height": height}, has_touch=width < 500)
@@ -105,12 +125,14 @@ def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
     page.locator("#run").get_by_text("finished").wait_for()
     page.locator("#previews img").nth(3).wait_for()
     page.screenshot(path=tmp_path / "erase.png", full_page=True)
+    fits(page, width)
 
     draw(page, "a neon icon of a cat")
     page.locator("#bars").get_by_text("γ = 1.00").wait_for()
     assert page.locator("#bars mark").inner_text() == "cat"
     page.locator("#slider img").nth(1).wait_for()
     page.screenshot(path=tmp_path / "draw.png", full_page=True)
+    fits(page, width)
     switch = page.get_by_role("checkbox", name="cat", exact=True)
     assert switch.is_checked()
     switch.click()
@@ -121,7 +143,13 @@ def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
     go_to(page, "Elsewhere")
     page.get_by_role("button", name="Redraw neighbours").click()
     page.locator("#neighbours td").first.wait_for()
+    page.locator("#changed img").nth(3).wait_for()
     page.screenshot(path=tmp_path / "elsewhere.png", full_page=True)
+    fits(page, width)
+
+    go_to(page, "Evaluate")
+    page.get_by_role("button", name="Evaluate", exact=True).wait_for()
+    fits(page, width)
 
     go_to(page, "Export")
     page.get_by_role("radio", name=re.compile("^kohya")).check()
@@ -132,8 +160,7 @@ def test_erase_equip_draw_and_export(desk, open_page, tmp_path, width, height):
         page.locator("#download").click()
     download.value.save_as(tmp_path / "downloaded.safetensors")
     assert load(tmp_path / "downloaded.safetensors").name == "cat"
-    # Nothing is wider than the window.
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    fits(page, width)
 
 
 def test_a_reload_loses_nothing_and_a_stopped_run_goes_on(desk, open_page):
@@ -156,6 +183,48 @@ def test_a_reload_loses_nothing_and_a_stopped_run_goes_on(desk, open_page):
     page.locator("#run").get_by_text("press Resume to go on").wait_for()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_as_light_or_dark_as_the_system(open_page, scheme):
+    page = open_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+
+    def brightness(selector, colour):
+        text = page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).{colour}")
+        return sum(map(float, re.findall(r"[\d.]+", text)[:3])) / 3
+
+    ground = brightness("body", "backgroundColor")
+    assert (ground < 60) == (scheme == "dark")
+    for selector in (".spm h1", "#status p", "#concept input"):
+        assert abs(brightness(selector, "color") - ground) > 90, selector
+
+
+def test_a_reload_keeps_what_was_entered(desk, open_page):
+    page = open_page(viewport={"width": 1200, "height": 900})
+    page.get_by_label("Concept to erase").fill("my dragon")
+    page.get_by_label("Concept to erase").press("Enter")
+    page.get_by_role("button", name="More settings").click()
+    page.get_by_label("Also called").fill("wyrm, drake")
+    page.locator("#steps input").fill("17")
+    go_to(page, "Draw")
+    page.get_by_role("textbox", name="Prompt").fill("a prompt that was not drawn")
+    page.locator("#draw-steps input[type=number]").fill("7")
+    page.locator("#draw-steps input[type=number]").press("Tab")
+    page.get_by_label("Hold every gate open").check()
+    while desk.setting("hold", False) is not True or desk.setting("steps", 0) != 7:
+        page.wait_for_timeout(100)
+    assert desk.setting("prompt", "") == "a prompt that was not drawn"
+    page.reload()
+    go_to(page, "Draw")
+    prompt = page.get_by_role("textbox", name="Prompt")
+    sync_api.expect(prompt).to_have_value("a prompt that was not drawn", timeout=PATIENCE)
+    sync_api.expect(page.locator("#draw-steps input[type=number]")).to_have_value("7")
+    sync_api.expect(page.get_by_label("Hold every gate open")).to_be_checked()
+    go_to(page, "Erase")
+    sync_api.expect(page.get_by_label("Concept to erase")).to_have_value("my dragon")
+    page.get_by_role("button", name="More settings").click()
+    sync_api.expect(page.get_by_label("Also called")).to_have_value("wyrm, drake")
+    sync_api.expect(page.locator("#steps input")).to_have_value("17")
+
+
 def test_a_mistake_is_told_as_a_sentence(open_page):
     page = open_page(viewport={"width": 390, "height": 844})
     page.get_by_role("button", name="Erase", exact=True).click()
@@ -164,16 +233,36 @@ def test_a_mistake_is_told_as_a_sentence(open_page):
     page.locator("#status").get_by_text("the prompt is empty").wait_for()
 
 
-def test_the_keyboard_alone_reaches_everything(open_page):
+def test_a_concept_is_erased_drawn_and_exported_with_the_keyboard_alone(desk, open_page):
     page = open_page(viewport={"width": 1200, "height": 900})
-    reached = ""
-    for _ in range(25):
-        page.keyboard.press("Tab")
-        reached += "|" + page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''")
-    for name in ("Model", "Erase", "Concept to erase", "More settings"):
-        assert f"|{name}" in reached, reached
-    page.get_by_role("tab", name="Erase").focus()
-    # Gradio's tabs are stops of the tab key; arrow keys do not move between them.
-    page.keyboard.press("Tab")
+    tab_to(page, "Concept to erase")
+    page.keyboard.type("cat")
     page.keyboard.press("Enter")
-    page.get_by_role("textbox", name="Prompt").wait_for()
+    tab_to(page, "More settings")
+    page.keyboard.press("Enter")
+    tab_to(page, "Steps")
+    page.keyboard.type("6")
+    tab_to(page, "Erase")
+    page.keyboard.press("Enter")
+    page.locator("#run").get_by_text("finished").wait_for()
+    # Gradio's tabs are stops of the tab key; arrow keys do not move between them.
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, "Draw")
+    page.keyboard.press("Enter")
+    tab_to(page, "cat")
+    page.keyboard.press("Space")
+    while desk.shelf.get("cat.safetensors").on:
+        page.wait_for_timeout(100)
+    page.keyboard.press("Space")
+    while not desk.shelf.get("cat.safetensors").on:
+        page.wait_for_timeout(100)
+    tab_to(page, "Prompt")
+    page.keyboard.type("a neon icon of a cat")
+    page.keyboard.press("Enter")
+    page.locator("#bars").get_by_text("γ = 1.00").wait_for()
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, "Export")
+    page.keyboard.press("Enter")
+    tab_to(page, "Make the file")
+    page.keyboard.press("Enter")
+    page.locator("#download").get_by_text("cat.safetensors").wait_for()

@@ -1,7 +1,8 @@
 """The record of every picture: who, under which policy, with which membranes, and why each one did or did not act.
 
 Records are only ever added. What deletes them is one operation: everything of one tenant, which leaves a line that says
-how many and when. On SQLite a trigger refuses updates; on another database take the right away from the server's user.
+how many and when. On SQLite and PostgreSQL a trigger refuses updates; on another database take the right away from the
+server's user.
 
 A record is committed before its picture is handed out, and all pictures of a request in one transaction: there is no
 picture without a record. A record without a delivered picture is possible (the client left, or the server was killed in
@@ -38,7 +39,7 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
 
 from semipermeable.errors import AuditError
 from semipermeable.membrane import Json
@@ -91,6 +92,12 @@ event.listen(
         "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
     ).execute_if(dialect="sqlite"),
 )
+_APPEND_ONLY = """CREATE OR REPLACE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$"""
+_ON_UPDATE = "CREATE TRIGGER audit_is_append_only BEFORE UPDATE ON audit EXECUTE FUNCTION audit_is_append_only()"
+for statement in (_APPEND_ONLY, _ON_UPDATE):
+    event.listen(_records, "after_create", DDL(statement).execute_if(dialect="postgresql"))
+_ATTEMPTS = 3
 _PROBE_SECONDS = 2.0
 _HASHED = ("prompt", "negative", "user")
 
@@ -159,9 +166,7 @@ class AuditLog:
         self._checked, self._trouble = -_PROBE_SECONDS, ""
         try:
             self._engine = _engine(url)
-            _metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
-                self._key = _secret(connection)
+            self._key = _prepared(self._engine)
         except (SQLAlchemyError, ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
             raise AuditError(f"the audit database cannot be opened ({_short(error)}); check audit.url") from error
 
@@ -241,12 +246,13 @@ class AuditLog:
                 raise AuditError(f"the audit database takes no records ({self._trouble})")
 
     def _probe(self) -> str:
-        """Write one row that means nothing; returns what went wrong, or ""."""
-        row = {"name": "probe", "value": secrets.token_hex(8)}
+        """Write one row that means nothing and take it back; returns what went wrong, or ""."""
+        # A name of its own: another server on this database may probe at the same time.
+        name = secrets.token_hex(8)
         try:
             with self._engine.begin() as connection:
-                connection.execute(delete(_secrets).where(_secrets.c.name == "probe"))
-                connection.execute(insert(_secrets), [row])
+                connection.execute(insert(_secrets), [{"name": name, "value": "probe"}])
+                connection.execute(delete(_secrets).where(_secrets.c.name == name))
         except SQLAlchemyError as error:
             return _short(error)
         return ""
@@ -285,7 +291,8 @@ class AuditLog:
 
 
 def _engine(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=True)
+    # Without their parameters: errors that hold a prompt must not reach a log with their traceback.
+    engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -296,6 +303,23 @@ def _engine(url: str) -> Engine:
             cursor.close()
 
     return engine
+
+
+def _prepared(engine: Engine) -> bytes:
+    """Create what is not there yet and return this database's key for hashes.
+
+    Two servers may start at once on an empty database; the one that comes second finds what the first made.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _metadata.create_all(engine)
+            with engine.begin() as connection:
+                return _secret(connection)
+        except DatabaseError:
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(0.1 * attempt)
+    raise AssertionError("unreachable")
 
 
 def _secret(connection: Connection) -> bytes:

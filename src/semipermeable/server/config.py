@@ -141,6 +141,8 @@ class RayTable(Table):
     """Replicas, each with the whole model; with `max_replicas` the fewest."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Most replicas, started and ended as pictures wait; None keeps `replicas`."""
+    idle_seconds: Annotated[float, Field(ge=1)] = 300.0
+    """For how long there must be too many replicas before one ends; without effect unless `max_replicas` is more."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs of a replica."""
     gpus: Annotated[float, Field(ge=0)] | None = None

@@ -180,7 +180,7 @@ class Fleet:
                     "max_replicas": table.most,
                     "target_ongoing_requests": 1,
                     "upscale_delay_s": 5.0,
-                    "downscale_delay_s": 300.0,
+                    "downscale_delay_s": table.idle_seconds,
                 }
             }
         deployment = self._serve.deployment(
@@ -350,7 +350,8 @@ def _connect(ray: Any, table: RayTable) -> None:
         options["address"] = table.address
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    # A node that does not come up in time is a plain Exception of Ray's.
+    except Exception as error:
         where = "on this machine" if table.address is None else f"at {table.address!r}"
         raise ConfigError(
             f"no Ray cluster answers {where} ({_line(error)}); start one with `ray start --head` and pass its address"

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import logging
 import re
 import secrets
 import time
@@ -28,6 +29,7 @@ from semipermeable.server.worker import Worker
 
 __all__ = ["Caller", "Finished", "Service"]
 
+_log = logging.getLogger("semipermeable.server")
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -191,6 +193,7 @@ class Service:
         try:
             self.audit.write(records)
         except AuditError as error:
+            _log.error("%d pictures of %r are not handed out: %s", len(records), jobs[0].tenant, error)
             raise RefusedError(
                 "the record of your pictures could not be written, so they are not handed out; tell the operator of "
                 "the server",

@@ -9,7 +9,7 @@ import gradio as gr
 from semipermeable.studio.desk import Desk
 from semipermeable.studio.jobs import sentence
 
-__all__ = ["Piece", "choices", "follow", "shelf_key", "when"]
+__all__ = ["Piece", "choices", "follow", "keep", "note", "shelf_key", "when"]
 
 _TICK = 1.0
 """Seconds between two looks at the desk."""
@@ -62,6 +62,30 @@ def _said(act: Callable[..., Any]) -> Callable[..., Any]:
 def when(trigger: Any, act: Callable[..., Any], inputs: list[Any] | None = None) -> None:
     """Do something when something happens; what happens meanwhile is not lost, its last value is taken."""
     trigger(_said(act), inputs, None, show_progress="hidden", api_visibility="private", trigger_mode="always_last")
+
+
+def keep(desk: Desk, pieces: list[Piece], component: Any, name: str, default: Any) -> None:
+    """Let a field survive a reload: what is entered is remembered at once, and stands there when the page is opened.
+
+    Args:
+        desk: remembers it.
+        pieces: of the page.
+        component: the field.
+        name: of the setting.
+        default: of the field; "" and 0 stand for an empty one.
+    """
+    note(desk, component, name, default)
+    # On loading only: what a person is typing must not be overwritten.
+    pieces.append(Piece(component, lambda: 0, lambda: desk.setting(name, default)))
+
+
+def note(desk: Desk, component: Any, name: str, default: Any) -> None:
+    """Remember what is entered into a field; see `keep`."""
+
+    def entered(value: Any) -> None:
+        desk.remember(**{name: default if value is None else value})
+
+    when(component.input, entered, [component])
 
 
 def choices(names: list[Any], value: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from semipermeable.studio import fragments
-from semipermeable.studio.binding import Piece, choices, shelf_key, when
+from semipermeable.studio.binding import Piece, choices, keep, note, shelf_key, when
 from semipermeable.studio.carrying import describe, formats
 from semipermeable.studio.desk import Desk
 from semipermeable.studio.evaluating import concepts_tested, figures_in
@@ -24,8 +24,9 @@ def elsewhere_tab(desk: Desk, pieces: list[Piece]) -> None:
     begin = gr.Button("Redraw neighbours", variant="primary", elem_id="redraw")
     table = gr.HTML(elem_id="neighbours")
     gallery = gr.Gallery(
-        label="before and after", show_label=False, columns=2, height="auto", object_fit="contain", interactive=False
-    )
+        label="before and after", show_label=False, columns=2, height="auto", object_fit="contain", interactive=False,
+        elem_id="changed",
+    )  # fmt: skip
 
     def start(file: str | None, seed: float | None, hold_open: bool) -> None:
         desk.begin_elsewhere(file or "", seed=int(seed or 0), steps=desk.setting("steps", 25), hold_open=hold_open)
@@ -35,20 +36,24 @@ def elsewhere_tab(desk: Desk, pieces: list[Piece]) -> None:
     def files() -> Any:
         return [str(row.picture) for row in desk.album.elsewhere()[1]]
 
-    pieces.append(_membranes(desk, chosen))
+    pieces.append(_membranes(desk, chosen, "elsewhere_file"))
+    keep(desk, pieces, seed, "elsewhere_seed", 0)
+    keep(desk, pieces, hold, "elsewhere_hold", False)
     pieces.append(Piece(table, files, lambda: fragments.neighbours(*desk.album.elsewhere())))
     pieces.append(Piece(gallery, files, files))
 
 
-def _membranes(desk: Desk, dropdown: gr.Dropdown) -> Piece:
-    """A dropdown that offers what is on the shelf."""
+def _membranes(desk: Desk, dropdown: gr.Dropdown, setting: str) -> Piece:
+    """A dropdown that offers what is on the shelf, and remembers what was chosen."""
+    note(desk, dropdown, setting, "")
 
     def names() -> list[tuple[str, str]]:
         return [(item.name, item.file) for item in desk.shelf.items() if item.membrane is not None]
 
     def update() -> Any:
         offered = names()
-        return choices(offered, offered[0][1] if offered else None)
+        files, chosen = [file for _, file in offered], desk.setting(setting, "")
+        return choices(offered, chosen if chosen in files else (files[0] if files else None))
 
     return Piece(dropdown, names, update)
 
@@ -95,6 +100,8 @@ def evaluate_tab(desk: Desk, pieces: list[Piece]) -> None:
         folder = desk.results()
         return fragments.figures([] if folder is None else figures_in(folder))
 
+    note(desk, test, "test", "")
+    keep(desk, pieces, seeds, "seeds", 1)
     pieces.append(Piece(test, lambda: shelf_key(desk), offered))
     pieces.append(Piece(table, key, shown))
 
@@ -127,5 +134,6 @@ def export_tab(desk: Desk, pieces: list[Piece]) -> None:
             return gr.update(label="Download", value=None, interactive=False)
         return gr.update(label=f"Download {path.name}", value=str(path), interactive=True)
 
-    pieces.append(_membranes(desk, chosen))
+    pieces.append(_membranes(desk, chosen, "export_file"))
+    keep(desk, pieces, layout, "format", formats()[0])
     pieces.append(Piece(download, key, ready))

@@ -33,7 +33,9 @@ __all__ = ["Loss", "Run", "Runs"]
 RunState = Literal["ready", "running", "stopped", "failed", "finished"]
 _CHECKPOINT_EVERY = 5
 _PREVIEWS = 12
-"""Previews of a run, about."""
+"""Previews of a short run, about."""
+_MOST_BETWEEN = 25
+"""Steps between two previews of a long run: seconds, at the bundled model's speed."""
 _SHOWN = 4
 """Most steps whose previews are shown: the first and the newest."""
 
@@ -116,13 +118,13 @@ class Runs:
             preset: of `TrainConfig`.
             num_steps: length; None is the preset's.
             seed: of every draw.
-            preview_every: steps between two previews; None makes about a dozen in all.
+            preview_every: steps between two previews; None makes about a dozen in all, more in a long run.
 
         Raises:
             ConfigError: if a setting is not usable.
         """
         config = TrainConfig.from_preset(preset, **({} if num_steps is None else {"num_steps": num_steps}))
-        every = preview_every or max(1, round(config.num_steps / _PREVIEWS))
+        every = preview_every or min(_MOST_BETWEEN, max(1, round(config.num_steps / _PREVIEWS)))
         run = Run(
             stem=stem_of(concept.name),
             concept=concept,

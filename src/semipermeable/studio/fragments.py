@@ -17,24 +17,34 @@ STYLE = """
 .spm p { margin: .2rem 0; }
 .spm .quiet { color: var(--body-text-color); opacity: .75; }
 .spm .bad { color: var(--error-text-color, #b3261e); }
-.spm progress { width: 100%; height: .9rem; accent-color: var(--color-accent); }
+.gradio-container { --block-info-text-color: color-mix(in srgb, var(--body-text-color) 70%, transparent); }
+.spm progress { appearance: none; width: 100%; height: .6rem; border: 0; border-radius: 6px; overflow: hidden;
+  background: var(--border-color-primary); }
+.spm progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.spm progress::-webkit-progress-value { background: var(--color-accent); }
+.spm progress::-moz-progress-bar { background: var(--color-accent); }
 .spm mark { background: #ffe27a; color: #1c1c1e; border-radius: 3px; padding: 0 .2rem; }
 .spm .bar { margin: .55rem 0; }
 .spm .bar > div:first-child { display: flex; justify-content: space-between; gap: 1rem; }
 .spm .track { background: var(--border-color-primary); border-radius: 6px; height: 12px; overflow: hidden; }
 .spm .fill { background: var(--color-accent); height: 100%; }
 .spm .wide { overflow-x: auto; }
-.spm table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-.spm th, .spm td { text-align: left; padding: .3rem .6rem .3rem 0 !important; border: 0 !important; }
-.spm tr { border-bottom: 1px solid var(--border-color-primary) !important; }
+.spm table { border-collapse: collapse; border: 0 !important; width: 100%; font-size: .92rem; }
+.spm th, .spm td { text-align: left; padding: .3rem 1.2rem .3rem 0 !important; border: 0 !important; }
+.spm th { font-size: .92rem; vertical-align: bottom; }
+.spm tr { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .spm td.number, .spm th.number { text-align: right; }
 .gradio-container .grid-wrap { max-height: none !important; }
+.gradio-container #changed .thumbnail-item { aspect-ratio: auto !important; }
 .shelf-row { align-items: center; }
+#stop { max-width: 10rem; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible, summary:focus-visible {
   outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+/* Gradio puts its own classes before every selector of a media query; one that names them matches nothing there. */
 @media (max-width: 480px) {
-  .gradio-container, .gradio-container main { padding: .4rem !important; }
-  .gradio-container button[role=tab] { padding: 0 .4rem !important; font-size: .8rem !important; }
+  #previews .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  #changed .grid-container { grid-template-columns: 1fr !important; }
+  button[role=tab] { padding: 0 .4rem !important; font-size: .8rem !important; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """

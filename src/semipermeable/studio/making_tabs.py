@@ -8,7 +8,7 @@ import gradio as gr
 import pandas as pd
 
 from semipermeable.studio import fragments
-from semipermeable.studio.binding import Piece, shelf_key, when
+from semipermeable.studio.binding import Piece, keep, note, shelf_key, when
 from semipermeable.studio.desk import Desk
 from semipermeable.studio.shelf import STRONGEST
 
@@ -28,7 +28,7 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
             with gr.Accordion("More settings", open=False):
                 aliases = gr.Textbox(label="Also called", info="Other names, separated by commas.")
                 surrogate = gr.Textbox(label="Draw instead", info="Empty: the broader word, where it is known.")
-                keep = gr.Textbox(label="Keep", info="Phrases that must stay, separated by commas.")
+                kept = gr.Textbox(label="Keep", info="Phrases that must stay, separated by commas.")
                 preset = gr.Dropdown(
                     _PRESETS,
                     value="fast",
@@ -49,21 +49,17 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
                 label="previews", show_label=False, columns=4, height="auto", object_fit="contain",
                 interactive=False, elem_id="previews",
             )  # fmt: skip
-            erasing = gr.LinePlot(
-                x="step", y="loss", title="erasing loss: how far the concept still is from gone", height=180
-            )
-            anchoring = gr.LinePlot(
-                x="step", y="loss", title="anchoring loss: how far other pictures moved", height=180
-            )
+            erasing = gr.LinePlot(x="step", y="loss", title="erasing loss: the concept left", height=180)
+            anchoring = gr.LinePlot(x="step", y="loss", title="anchoring loss: others moved", height=180)
 
     def start(name: str | None, *more: Any) -> None:
         # A browser sends None for fields that it has not drawn yet.
-        called, instead, kept, how, length, number = more
+        called, instead, phrases, how, length, number = more
         desk.begin_erasing(
             name or "",
             aliases=called or "",
             surrogate=instead or "",
-            keep=kept or "",
+            keep=phrases or "",
             preset=how or _PRESETS[0],
             num_steps=length or None,
             seed=int(number or 0),
@@ -72,7 +68,7 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
     def go_on() -> None:
         desk.resume_erasing(desk.setting("run", "-"))
 
-    when(begin.click, start, [concept, aliases, surrogate, keep, preset, steps, seed])
+    when(begin.click, start, [concept, aliases, surrogate, kept, preset, steps, seed])
     when(resume.click, go_on)
 
     def facts() -> Any:
@@ -94,7 +90,17 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
 
         return frame
 
-    pieces.append(Piece(concept, desk.concepts, lambda: gr.update(choices=desk.concepts())))
+    def known() -> Any:
+        return gr.update(choices=desk.concepts(), value=desk.setting("concept", "") or None)
+
+    note(desk, concept, "concept", "")
+    pieces.append(Piece(concept, desk.concepts, known))
+    for component, name in ((aliases, "aliases"), (surrogate, "surrogate"), (kept, "keep")):
+        keep(desk, pieces, component, name, "")
+    keep(desk, pieces, preset, "preset", _PRESETS[0])
+    keep(desk, pieces, seed, "erase_seed", 0)
+    note(desk, steps, "num_steps", 0)
+    pieces.append(Piece(steps, lambda: 0, lambda: desk.setting("num_steps", 0) or None))
     pieces.append(Piece(line, facts, lambda: fragments.run_line(desk.run)))
     pieces.append(Piece(resume, can_resume, lambda: gr.update(interactive=can_resume())))
     pieces.append(Piece(previews, pictures, pictures))
@@ -147,13 +153,13 @@ def draw_tab(desk: Desk, pieces: list[Piece]) -> None:
         found = desk.album.drawing()
         return None if found is None else tuple(str(path) for path in found.pictures)
 
-    remembered = ("prompt", "seed", "steps")
     pieces.append(Piece(shelf_seen, lambda: shelf_key(desk), lambda: repr(shelf_key(desk))))
     pieces.append(Piece(slider, shown, pair))
     pieces.append(Piece(bars, shown, gates))
-    for component, name, default in zip((prompt, seed, steps), remembered, ("", 0, 25), strict=True):
-        # On loading only: what a person is typing must not be overwritten.
-        pieces.append(Piece(component, lambda: 0, lambda name=name, default=default: desk.setting(name, default)))
+    keep(desk, pieces, prompt, "prompt", "")
+    keep(desk, pieces, seed, "seed", 0)
+    keep(desk, pieces, steps, "steps", 25)
+    keep(desk, pieces, hold, "hold", False)
 
 
 def _shelf(desk: Desk, seen: gr.State) -> None:

@@ -1,5 +1,6 @@
 """The page: gradio components bound to a desk. No state of its own but what a browser has seen already."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from semipermeable.studio.making_tabs import draw_tab, erase_tab
 
 __all__ = ["build_page"]
 
+_TABS: dict[str, Callable[[Desk, list[Piece]], None]] = {
+    "Erase": erase_tab,
+    "Draw": draw_tab,
+    "Elsewhere": elsewhere_tab,
+    "Evaluate": evaluate_tab,
+    "Export": export_tab,
+}
+
 
 def build_page(desk: Desk) -> gr.Blocks:
     """Return the page of a desk."""
@@ -20,16 +29,9 @@ def build_page(desk: Desk) -> gr.Blocks:
     with gr.Blocks(title="spm studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         _head(desk, pieces)
         with gr.Tabs():
-            with gr.Tab("Erase", id="erase"):
-                erase_tab(desk, pieces)
-            with gr.Tab("Draw", id="draw"):
-                draw_tab(desk, pieces)
-            with gr.Tab("Elsewhere", id="elsewhere"):
-                elsewhere_tab(desk, pieces)
-            with gr.Tab("Evaluate", id="evaluate"):
-                evaluate_tab(desk, pieces)
-            with gr.Tab("Export", id="export"):
-                export_tab(desk, pieces)
+            for name, fill in _TABS.items():
+                with gr.Tab(name, id=name):
+                    fill(desk, pieces)
         follow(page, pieces)
     return page
 
