@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from semipermeable import zoo
 from semipermeable.errors import ConfigError
 from semipermeable.evaluation.assembly import write_result
 from semipermeable.evaluation.benchmarks.plan import Benchmark, Case
@@ -28,8 +29,10 @@ from semipermeable.evaluation.judges import JudgeSources, Panel, open_panel
 from semipermeable.evaluation.results import Place, read_shard, short_hash, write_benchmark
 from semipermeable.evaluation.shards import Unit, draw_shards
 from semipermeable.evaluation.weights import identity_of
+from semipermeable.files.native import digest
 from semipermeable.generation import load_model
 from semipermeable.membrane import Json
+from semipermeable.zoo.shipped import shipped_name
 
 __all__ = ["BASE", "RunPlan", "Tools", "configuration_of", "files_of", "run"]
 
@@ -150,7 +153,11 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
 
 def files_of(spec: str) -> list[Path]:
     """Return the files that an eraser's spec string names."""
-    return [path for part in spec.partition(":")[2].split(",") if (path := Path(part.strip())).is_file()]
+    return [path for part in _named(spec) if (path := Path(part)).is_file()]
+
+
+def _named(spec: str) -> list[str]:
+    return [part.strip() for part in spec.partition(":")[2].split(",")]
 
 
 def configuration_of(plan: RunPlan, spec: str, recipe: Mapping[str, Json] | None, weights: str) -> str:
@@ -158,11 +165,12 @@ def configuration_of(plan: RunPlan, spec: str, recipe: Mapping[str, Json] | None
 
     Args:
         plan: names benchmark, dtype and training seed.
-        spec: of the eraser; its files count by content.
+        spec: of the eraser; files and shipped membranes that it names count by content.
         recipe: of its training (`artefacts`), which may change under the same spec; None if nothing is trained.
         weights: identity of the model, see `weights.identity_of`.
     """
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(spec)]
+    digests += [digest(zoo.membrane(concept)) for part in _named(spec) if (concept := shipped_name(part))]
     seed = plan.train_seed if spec != BASE else None
     trained = [] if recipe is None else [dict(recipe)]
     return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed, *trained])

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from evaluation.runner import fakes
+from semipermeable import zoo
 from semipermeable.errors import ConfigError, UnknownNameError
 from semipermeable.evaluation import shards
 from semipermeable.evaluation.assembly import read_result
 from semipermeable.evaluation.results import Place, read_benchmark, read_shard
-from semipermeable.evaluation.runner import RunPlan, Tools, run
+from semipermeable.evaluation.runner import RunPlan, Tools, configuration_of, run
 
 TOOLS = Tools(load=fakes.load, eraser=fakes.eraser, panel=fakes.panel)
 BENCHMARK = fakes.small_benchmark()
@@ -156,7 +157,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluation.runner import fakes
-from semipermeable.evaluation.runner import RunPlan, Tools, run
+from semipermeable.evaluation.runner import RunPlan, Tools, configuration_of, run
 tools = Tools(load=fakes.load, eraser=fakes.eraser, panel=fakes.panel)
 from contextlib import nullcontext
 slow = lambda _title: nullcontext(lambda _done, _total: time.sleep(0.3))
@@ -240,6 +241,16 @@ def test_the_same_name_with_another_recipe_is_refused(tmp_path):
     Trained.recipe = {"learning_rate": 2e-3}
     with pytest.raises(ConfigError, match="was drawn under configuration"):
         measure(tmp_path, "blunt", tools=tools)
+
+
+def test_a_shipped_membrane_counts_by_content_not_by_name(monkeypatch):
+    plan = RunPlan(benchmark=BENCHMARK, erasers=(), seeds=1)
+    before = [configuration_of(plan, spec, None, "weights") for spec in ("spm:zoo:cat", "spm:zoo:cat,zoo:neon", "spm")]
+    remade = dataclasses.replace(zoo.membrane("cat"), pairs=dict(list(zoo.membrane("cat").pairs.items())[1:]))
+    real = zoo.membrane
+    monkeypatch.setattr(zoo, "membrane", lambda concept: remade if concept == "cat" else real(concept))
+    after = [configuration_of(plan, spec, None, "weights") for spec in ("spm:zoo:cat", "spm:zoo:cat,zoo:neon", "spm")]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
 
 
 def test_unknown_erasers_are_refused(tmp_path):
