@@ -1,16 +1,17 @@
 """Baked models: what is written is the folded pipeline, and the pipeline itself stays as it was."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import semipermeable as spm
 from semipermeable import generation, zoo
 from semipermeable.equip.baking import bake_checkpoint, bake_folder
-from semipermeable.errors import AttachError, ExportError, OutputError, SiteError
+from semipermeable.errors import AttachError, ExportError, ModelError, OutputError, SiteError
 from semipermeable.membrane import Membrane
 
 from helpers import make_tiny_unet, random_membrane
@@ -67,6 +68,40 @@ def test_a_checkpoint_is_loaded_by_diffusers_as_the_folded_pipeline(pipe, severa
     assert_equal(weights_of(loaded.vae), weights_of(pipe.vae))
     assert_equal(weights_of(loaded.text_encoder), weights_of(pipe.text_encoder))
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_with_its_configuration_beside_it_is_a_model(pipe, several, expected, tmp_path):
+    bake_checkpoint(pipe, several, tmp_path / "baked.safetensors")
+    with pytest.raises(ModelError, match=r"put a diffusers folder of that family .* at '.*baked', or pass"):
+        generation.load_model(str(tmp_path / "baked.safetensors"), device="cpu")
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(zoo.path("emoji"), tmp_path / "baked", ignore=weights)
+    loaded = generation.load_model(str(tmp_path / "baked.safetensors"), device="cpu")
+    assert_equal(weights_of(loaded.unet), expected)
+    with spm.fold(pipe, several):
+        drawn = generation.generate(pipe, "a neon icon of a dog", steps=2, seed=3)[0].pixels
+    assert torch.equal(generation.generate(loaded, "a neon icon of a dog", steps=2, seed=3)[0].pixels, drawn)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "family"),
+    [
+        ("model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight", (320, 1024), "v2"),
+        ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", (1280,), "xl_base"),
+        ("model.diffusion_model.input_blocks.0.0.weight", (320, 4, 3, 3), "v1"),
+    ],
+)
+def test_the_shapes_of_a_checkpoint_say_whose_configuration_is_fetched(tmp_path, monkeypatch, tensor, shape, family):
+    from diffusers import DiffusionPipeline
+    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
+
+    asked = []
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda source: asked.append(source))
+    tensors = {tensor: torch.zeros(shape), "model.diffusion_model.out.0.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "big.safetensors")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        generation.load_model(str(tmp_path / "big.safetensors"), device="cpu")
+    assert asked == [DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]]
 
 
 def test_the_names_of_a_checkpoint_are_those_of_stable_diffusion(pipe, several, tmp_path):

@@ -1,3 +1,4 @@
+import functools
 import math
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from semipermeable.errors import ConfigError, DivergenceError
-from semipermeable.hosts import Condition, UNetHost
+from semipermeable.hosts import Condition, UNetHost, host_for
 from semipermeable.permeability import EncodedPrompt
 from semipermeable.training import loop, train
 from semipermeable.training.checkpoint import read_checkpoint
@@ -132,8 +133,9 @@ def test_the_unneeded_unconditional_half_changes_nothing(host):
     assert_close([f.loss for f in without], [f.loss for f in computed], rtol=1e-3, atol=1e-6)
 
 
-def test_bf16_autocast_keeps_fp32_pairs(host):
-    figures, trained = finish(host, quick(num_steps=2, dtype="bf16"))
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_autocast_keeps_fp32_pairs(host, dtype):
+    figures, trained = finish(host, quick(num_steps=2, dtype=dtype))
     exact, _ = finish(host, quick(num_steps=2))
     assert all(u.dtype == v.dtype == torch.float32 for u, v in trained.pairs.values())
     assert figures[0].erasing_loss != exact[0].erasing_loss
@@ -154,6 +156,39 @@ def test_resumed_is_never_stopped(host, tmp_path, preset):
     assert [f.loss for f in figures] == [f.loss for f in whole[2:]]
     assert _equal(trained.pairs, expected.pairs)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_resumed_is_never_stopped_under_fp16(host, tmp_path, monkeypatch, skipped):
+    """Also where gradients overflowed so far, so that no step was taken and the loss scale was halved each time."""
+    path = tmp_path / "state.safetensors"
+    if skipped:
+        scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**127)
+        monkeypatch.setattr(loop.torch.amp, "GradScaler", scaler)
+    config = quick(dtype="fp16", checkpoint=str(path), checkpoint_every=1)
+    _, expected = finish(host, quick(dtype="fp16"))
+    steps = train(host, CONCEPT, CAPTIONS, config, seed=0)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    state = read_checkpoint(path, fingerprint(host, CONCEPT, CAPTIONS, config, 0))
+    assert any(name.endswith("exp_avg") for name in state.tensors) == (not skipped)
+    _, trained = finish(host, config)
+    assert _equal(trained.pairs, expected.pairs)
+
+
+def test_resumed_is_never_stopped_on_the_bundled_model(pipe, tmp_path):
+    host = host_for(pipe)
+    settings = {"num_steps": 4, "num_trajectories": 1, "num_anchors": 1, "batch_size": 1}
+    _, expected = finish(host, quick(**settings))
+    config = quick(**settings, checkpoint=str(tmp_path / "state.safetensors"), checkpoint_every=2)
+    steps = train(host, CONCEPT, CAPTIONS, config, seed=0)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    figures, trained = finish(host, config)
+    assert [f.step for f in figures] == [3, 4]
+    assert _equal(trained.pairs, expected.pairs)
 
 
 def test_a_checkpoint_of_another_run_is_refused(host, tmp_path):

@@ -147,10 +147,12 @@ def _from_file(path: Path, dtype: Any) -> Any:
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{str(path)!r} is neither a folder nor a .safetensors checkpoint; convert it first")
     _check_checkpoint(path)
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
+    beside = path.with_suffix("")
+    config = str(beside) if (beside / "model_index.json").is_file() else None
     try:
-        return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype)
+        return _pipeline_class(path, config).from_single_file(
+            str(path), config=config, torch_dtype=dtype, local_files_only=config is not None
+        )
     except MemoryError:
         raise
     except Exception as error:
@@ -158,8 +160,26 @@ def _from_file(path: Path, dtype: Any) -> Any:
             raise
         raise ModelError(
             f"checkpoint {str(path)!r} cannot be loaded ({_short(error)}); diffusers needs the configuration of its "
-            "family from the hub once: allow the network, or pass a diffusers folder"
+            f"family: allow the network once, put a diffusers folder of that family (its weights may be missing) at "
+            f"{str(beside)!r}, or pass a diffusers folder"
         ) from error
+
+
+def _pipeline_class(path: Path, config: str | None) -> Any:
+    """Return the class of pipeline that a checkpoint belongs to: its configuration's, found by its tensors' shapes."""
+    import diffusers
+    import torch
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from safetensors import safe_open
+
+    if config is None:
+        with safe_open(path, framework="pt") as content:
+            shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118 - no mapping
+        shown = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        config = fetch_diffusers_config(shown)["pretrained_model_name_or_path"]
+    found: Any = DiffusionPipeline.load_config(config)
+    return getattr(diffusers, found["_class_name"])
 
 
 def _check_checkpoint(path: Path) -> None:

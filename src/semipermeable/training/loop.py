@@ -36,6 +36,7 @@ from semipermeable.training.workshop import Pairs, Workshop
 __all__ = ["DTYPES", "StepStats", "Trained", "fingerprint", "learning_rate", "refuse_divergence", "train"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,10 +300,12 @@ class _Run:
                 with torch.no_grad():
                     parameter.copy_(tensors[f"{name}/{label}"])
                 prefix = f"{name}/{label}/"
-                moments = {key: tensors[prefix + key].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-                self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter) for key, value in moments.items()
-                }
+                keys = [key for key in _MOMENTS if prefix + key in tensors]  # none while the scaler skipped every step
+                moments = {key: tensors[prefix + key].clone() for key in keys}
+                if moments:
+                    self._optimizer.state[parameter] = {
+                        key: value if key == "step" else value.to(parameter) for key, value in moments.items()
+                    }
         if "scaler" in tensors:
             scale, tracker = tensors["scaler"].tolist()
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
