@@ -304,6 +304,19 @@ def test_erase_writes_a_membrane(spm, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_training_can_be_followed(spm, tmp_path):
+    (tmp_path / "settings.toml").write_text("num_trajectories = 1\nsampling_steps = 2\nbatch_size = 1\n")
+    followed = ("--preview", "seen", "--tensorboard", "logs/cat")
+    result = spm("erase", "cat", "--steps", 8, "--config", "settings.toml", *followed, "--preview-every", 4)
+    assert result.exit_code == 0, result.output
+    assert files_in(tmp_path / "seen") == ["step-00004.png", "step-00008.png"]
+    first, second = (Image.open(tmp_path / "seen" / name) for name in ("step-00004.png", "step-00008.png"))
+    assert first.size == second.size
+    assert first.tobytes() != second.tobytes()
+    assert [path.name.startswith("events") for path in (tmp_path / "logs" / "cat").iterdir()] == [True]
+
+
+@pytest.mark.slow
 def test_erase_reads_several_concepts(spm, tmp_path):
     save_concepts([Concept("cat"), Concept("neon", surrogate="flat")], tmp_path / "concepts.toml")
     (tmp_path / "settings.toml").write_text("num_trajectories = 1\nsampling_steps = 2\nnum_steps = 0\n")
@@ -328,6 +341,8 @@ def test_erase_reads_several_concepts(spm, tmp_path):
         (("cat", "--model", "emojy"), ("did you mean 'emoji'",)),
         (("cat", "--out", "bad.toml/cat.safetensors"), ("cannot be written",)),
         (("--concepts", "nowhere.toml"), ("nowhere.toml",)),
+        (("cat", "--preview", "bad.toml"), ("'bad.toml' cannot be written",)),
+        (("cat", "--tensorboard", "bad.toml/logs"), ("'bad.toml/logs' cannot be written",)),
     ],
 )
 def test_erase_refuses_before_training(spm, tmp_path, arguments, words):
@@ -343,6 +358,9 @@ def test_erase_refuses_before_training(spm, tmp_path, arguments, words):
         (("cat", "--concepts", "c.toml"), "not both"),
         (("--concepts", "c.toml", "--out", "x.safetensors"), "--out must be a folder"),
         (("--concepts", "twice.toml", "--out", "x"), "rename one"),
+        (("--concepts", "c.toml", "--preview", "x"), "follow one training"),
+        (("cat", "--preview-every", "4"), "say where with --preview"),
+        (("cat", "--preset", "instant", "--preview", "x"), "nothing is trained"),
     ],
 )
 def test_erase_usage(spm, tmp_path, arguments, words):

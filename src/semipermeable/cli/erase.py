@@ -1,6 +1,7 @@
 """`spm erase`: train membranes."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,15 @@ def erase_command(
             "--orthogonal-to", help="Folder of membranes (or one, a file or e.g. zoo:cat) to stay orthogonal to."
         ),
     ] = None,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Folder for pictures of the concept and of something kept.")
+    ] = None,
+    preview_every: Annotated[
+        int | None, typer.Option("--preview-every", min=1, help="Steps between two; four in all, or one in 100 steps.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard logs of both losses.")
+    ] = None,
     seed: SeedOption = 0,
     model: ModelOption = "emoji",
     device: DeviceOption = None,
@@ -65,6 +75,10 @@ def erase_command(
         raise typer.BadParameter("--joint and --at-once are about several concepts; give a file with --concepts")
     if concepts is not None and resume:
         raise typer.BadParameter("--concepts goes on by itself from the membranes that are finished; omit --resume")
+    if concepts is not None and (preview or tensorboard):
+        raise typer.BadParameter("--preview and --tensorboard follow one training; omit --concepts")
+    if preview_every is not None and preview is None:
+        raise typer.BadParameter("--preview-every is about pictures; say where with --preview")
     wanted = _wanted(concept, concepts, alias or [], surrogate, keep or [])
     targets = _targets(wanted, out, several=concepts is not None)
     settings = _settings(preset, steps, rank, config)
@@ -74,6 +88,7 @@ def erase_command(
     for target in targets:
         check_writable(target)
         check_name(target)
+    settings = _followed(settings, preview, preview_every, tensorboard)
     beside = [] if orthogonal_to is None else load_folder(orthogonal_to)
     pipe = loaded(model, device, "fp32")
     if concepts is not None:
@@ -148,6 +163,36 @@ def _erase_one(
     if resume:
         checkpoint.unlink(missing_ok=True)
     typer.echo(f"{target}: erases {membrane.name!r}, {len(membrane.pairs)} sites, {target.stat().st_size:,} bytes")
+
+
+def _followed(
+    settings: "TrainConfig", preview: Path | None, every: int | None, tensorboard: Path | None
+) -> "TrainConfig":
+    """Have a training draw previews and write logs."""
+    import dataclasses
+
+    from semipermeable.generation.grid import Row, comparison_grid
+    from semipermeable.generation.output import check_writable, staged_file
+
+    for place in (preview, tensorboard):
+        if place is not None:
+            if settings.num_steps == 0:
+                raise typer.BadParameter(
+                    "there are no steps to follow with --preview or --tensorboard: nothing is trained"
+                )
+            check_writable(place, folder=True)
+    if tensorboard is not None:
+        settings = dataclasses.replace(settings, tensorboard=str(tensorboard))
+    if preview is None:
+        return settings
+
+    def keep(step: int, pictures: Sequence[Any]) -> None:
+        with staged_file(preview / f"step-{step:05d}.png") as path:
+            row = Row(f"step {step}", tuple(pictures))
+            comparison_grid([row], ("the concept", "kept")).save(path, format="png")
+
+    steps = every or min(100, max(1, settings.num_steps // 4))
+    return dataclasses.replace(settings, preview=keep, preview_every=steps)
 
 
 def _wanted(
