@@ -14,6 +14,9 @@ from hosts.tiny_settings import add_lora, draw, make_pipe, membranes_for
 from semipermeable.equip.baking import bake_folder
 from semipermeable.errors import AttachError, SiteError
 from semipermeable.hosts import weights_hash
+from semipermeable.training import TrainConfig
+
+from training_helpers import finish
 
 FAMILIES = ("unet", "sdxl", "sd3", "flux")
 
@@ -225,17 +228,21 @@ def by_gguf(linear):
     return made
 
 
+def quantised(pipe, quantise):
+    denoiser = settings.host_for(pipe).denoiser.requires_grad_(False)
+    for name, module in list(denoiser.named_modules()):
+        if type(module) is torch.nn.Linear:
+            owner, _, leaf = name.rpartition(".")
+            setattr(denoiser.get_submodule(owner), leaf, quantise(module))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
 @pytest.mark.parametrize("quantise", [by_torchao, by_bitsandbytes_8bit, by_bitsandbytes_4bit, by_gguf])
 def test_quantised_base_weights_take_the_side_path_and_never_fold(made, family, quantise):
     pipe, membrane = made(family)
     plain = draw(pipe)
-    denoiser = settings.host_for(pipe).denoiser.requires_grad_(False)
-    for name, module in list(denoiser.named_modules()):
-        if type(module) is torch.nn.Linear:
-            owner, _, leaf = name.rpartition(".")
-            setattr(denoiser.get_submodule(owner), leaf, quantise(module))
+    quantised(pipe, quantise)
     assert not torch.equal(draw(pipe), plain)
     check(pipe, membrane)
     with spm.attach(pipe, membrane, "open") as guard:
@@ -248,3 +255,47 @@ def test_quantised_base_weights_take_the_side_path_and_never_fold(made, family, 
     with pytest.raises(SiteError, match="has a quantised weight"):
         bake_folder(pipe, membrane, "never written")
     assert torch.equal(draw(pipe), before)
+
+
+def learnt(pipe, **changes):
+    """Erasing losses of a short training, and the pairs."""
+    told = {"num_steps": 16, "num_anchors": 0, "num_trajectories": 1, "sampling_steps": 2, "sampling_guidance": 1.0}
+    told |= {
+        "learning_rate": 3e-3,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "negative_guidance": 0.0,
+        "batch_size": 4,
+    }
+    figures, trained = finish(settings.host_for(pipe), TrainConfig(**told | {"closed_form": False} | changes))
+    return [step.erasing_loss for step in figures], trained.pairs
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["unet", "flux"])
+@pytest.mark.parametrize("quantise", [by_torchao, by_bitsandbytes_4bit, by_gguf])
+def test_a_membrane_is_trained_beside_quantised_base_weights(made, family, quantise):
+    """What a 24 GB card needs for FLUX.1: the weights in 8 or 4 bits stay as they are, gradients pass through them."""
+    pipe, _ = made(family)
+    exact = {name: pair for name, pair in learnt(pipe, num_steps=0, closed_form=True)[1].items() if pair[0].any()}
+    quantised(pipe, quantise)
+    losses, _ = learnt(pipe)
+    still, _ = learnt(pipe, learning_rate=1e-12)
+    assert losses[0] == still[0]
+    assert sum(losses[8:]) < 0.9 * sum(still[8:])
+    found = learnt(pipe, num_steps=0, closed_form=True)[1]
+    for name, (u, v) in exact.items():
+        torch.testing.assert_close(
+            found[name][0] @ found[name][1], u @ v, atol=0.2 * float((u @ v).abs().max()), rtol=0
+        )
+
+
+@pytest.mark.parametrize("offload", [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves])
+def test_a_membrane_is_trained_beside_offloaded_weights(made, offload):
+    pipe, _ = made("unet")
+    expected, pairs = learnt(pipe, closed_form=True, num_steps=4)
+    offload(pipe)
+    losses, found = learnt(pipe, closed_form=True, num_steps=4)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(found, pairs)
+    assert {part.device.type for pair in found.values() for part in pair} == {"cpu"}

@@ -164,7 +164,7 @@ def test_a_fresh_trainable_pair_changes_nothing_and_learns(tiny_unet, generator)
     timesteps = torch.tensor([3, 700])
     tiny_unet.requires_grad_(False)
     bare = tiny_unet(latents, timesteps, states).sample
-    binding = TrainableBinding(find_sites(tiny_unet), rank=2, generator=generator)
+    binding = TrainableBinding(find_sites(tiny_unet), rank=2, generator=generator, device=torch.device("cpu"))
     binding.gamma = 1.0
     out = tiny_unet(latents, timesteps, states).sample
     torch.testing.assert_close(out, bare, atol=0, rtol=0)
@@ -178,7 +178,7 @@ def test_a_fresh_trainable_pair_changes_nothing_and_learns(tiny_unet, generator)
 def test_gradients_under_checkpointing_equal_those_without(tiny_unet, generator):
     latents, states = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 24, generator=generator)
     tiny_unet.requires_grad_(False)
-    binding = TrainableBinding(find_sites(tiny_unet), generator=generator)
+    binding = TrainableBinding(find_sites(tiny_unet), generator=generator, device=torch.device("cpu"))
     with torch.no_grad():
         for parameter in binding.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)

@@ -50,7 +50,7 @@ def test_each_row_sees_its_own_membrane_or_the_sum_of_all(net, generator):
     starts = _starts(sites, generator)
     x = torch.randn(5, 3, 6, 6, generator=generator, dtype=torch.float64)
     bare = net(x)
-    stack = SideBySide(sites, starts)
+    stack = SideBySide(sites, starts, torch.device("cpu"))
     assert torch.equal(net(x), bare)
     stack.owners = torch.tensor([1, SHARED, 0, 2, 1])
     given = net(x)
@@ -67,7 +67,7 @@ def test_each_row_sees_its_own_membrane_or_the_sum_of_all(net, generator):
 
 def test_a_row_has_no_gradient_for_another_membrane(net, generator):
     sites = find_sites(net, ())
-    stack = SideBySide(sites, _starts(sites, generator))
+    stack = SideBySide(sites, _starts(sites, generator), torch.device("cpu"))
     x = torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64)
     stack.owners = torch.tensor([0, 2])
     net(x).square().sum().backward()
@@ -85,7 +85,7 @@ def test_what_is_avoided_is_projected_away_and_frozen_copies_are_the_members(net
     sites = find_sites(net, ())
     starts = _starts(sites, generator)
     taken = {"out": [starts[0]["out"][1][:1]]}
-    stack = SideBySide(sites, starts, taken)
+    stack = SideBySide(sites, starts, torch.device("cpu"), taken)
     frozen = stack.freeze()
     assert_close(frozen[1]["conv"][0], starts[1]["conv"][0])
     for member in frozen:

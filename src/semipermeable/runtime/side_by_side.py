@@ -28,6 +28,7 @@ class SideBySide:
     Args:
         sites: site name to site.
         starts: one mapping of site name to (u, v) for each membrane, all of the same shapes; where training begins.
+        device: see `TrainableBinding`.
         avoid: see `TrainableBinding`; holds for every membrane.
     """
 
@@ -35,13 +36,13 @@ class SideBySide:
         self,
         sites: Mapping[str, Site],
         starts: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
+        device: torch.device,
         avoid: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
         self.owners: Tensor | None = None
         """Which membrane each row of the call belongs to, shape (rows,), or `SHARED`; None: the denoiser is bare."""
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        for name, site in sites.items():
-            device = site.weight.device
+        for name in sites:
             u, v = (torch.stack([start[name][part] for start in starts]).to(device) for part in (0, 1))
             self._pairs[name] = (nn.Parameter(u.float()), nn.Parameter(v.float()))
         taken = {name: rows for name, rows in (avoid or {}).items() if rows}
@@ -84,7 +85,7 @@ class SideBySide:
                 return None
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             dtype, rows = output.dtype, output.shape[0]
-            u, v = (part.to(dtype) for part in self._pairs[name])
+            u, v = (part.to(output) for part in self._pairs[name])
             owners = self.owners.to(output.device).repeat_interleave(rows // self.owners.shape[0])
             shared = owners == SHARED
             if not bool(shared.any()):

@@ -30,6 +30,8 @@ class TrainableBinding:
         sites: site name to site.
         rank: k ≥ 1.
         generator: draws v, on CPU.
+        device: where pairs and their optimiser's moments are kept: where the denoiser runs, which need not be where an
+            offloaded weight lies between calls.
         avoid: site name to regulators of other membranes, each (k, in, *kernel), to which v is orthogonal at the start
             and after each `project_`. None avoids nothing.
     """
@@ -40,6 +42,7 @@ class TrainableBinding:
         *,
         rank: int = 1,
         generator: torch.Generator,
+        device: torch.device,
         avoid: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
         self.gamma: Tensor | float | None = None
@@ -50,7 +53,6 @@ class TrainableBinding:
             u_shape, v_shape = pair_shapes(site.layer, rank)
             bound = 1.0 / math.sqrt(math.prod(v_shape[1:]))
             v = torch.rand(v_shape, generator=generator) * (2 * bound) - bound
-            device = site.weight.device
             self._pairs[name] = (nn.Parameter(torch.zeros(u_shape, device=device)), nn.Parameter(v.to(device)))
         taken = {name: rows for name, rows in (avoid or {}).items() if rows}
         self._avoided = {name: orthonormal(rows).to(self._pairs[name][1].device) for name, rows in taken.items()}
@@ -119,8 +121,8 @@ class TrainableBinding:
             if gamma.shape[0] > 1 and gamma.shape[0] != rows:
                 gamma = gamma.repeat_interleave(rows // gamma.shape[0], 0)
             gamma = gamma.expand(rows, u.shape[1])
-            dtype = output.dtype
-            return output + low_rank_delta(site.layer, x.to(dtype), u.to(dtype), v.to(dtype), gamma)
+            u, v = u.to(output), v.to(output)
+            return output + low_rank_delta(site.layer, x.to(output.dtype), u, v, gamma)
 
         return hook
 

@@ -13,9 +13,10 @@ M).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semipermeable.permeability.decisions import EncodedPrompt
 from semipermeable.sites import Site
@@ -27,6 +28,7 @@ __all__ = [
     "cross_attention_sites",
     "null_space",
     "pair_states",
+    "projection",
     "second_moment",
 ]
 
@@ -66,6 +68,31 @@ def cross_attention_sites(sites: Mapping[str, Site], endings: tuple[str, ...] = 
         if found:
             return found
     return {}
+
+
+def projection(site: Site, dtype: torch.dtype) -> Tensor:
+    """Return the matrix W of a site that reads text, shape (out, dim).
+
+    Where the layer keeps it quantised, or has it in memory during its own calls only, the layer is asked: what it makes
+    of the unit vectors, less what it makes of zero. That is the function that generation will see.
+
+    Args:
+        site: a Linear's.
+        dtype: in which the layer is called, the denoiser's.
+    """
+    layer: Any = site.layer
+    weight = getattr(layer, "weight", None)
+    if (
+        type(weight) is nn.Parameter
+        and weight.is_floating_point()
+        and weight.device.type != "meta"
+        and weight.ndim == 2
+    ):
+        return weight
+    device = "cpu" if weight is None or weight.device.type == "meta" else weight.device
+    with torch.no_grad():
+        units = torch.eye(layer.in_features, dtype=dtype, device=device)
+        return (layer(units) - layer(torch.zeros_like(units[:1]))).T
 
 
 def _split(target: Sequence[int], surrogate: Sequence[int]) -> tuple[int, int, int]:

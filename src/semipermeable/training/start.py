@@ -61,7 +61,9 @@ def start(
     """Bind the pairs with which training begins; arguments as in `train`."""
     sites = trained_sites(workshop, config)
     first = generator_for(seed, 0)
-    binding = TrainableBinding(sites, rank=config.rank, generator=first, avoid=avoided(sites, orthogonal_to))
+    device = workshop.host.device
+    taken = avoided(sites, orthogonal_to)
+    binding = TrainableBinding(sites, rank=config.rank, generator=first, device=device, avoid=taken)
     try:
         if config.closed_form:
             binding.load_pairs(workshop.closed_form(captions, config, orthogonal_to))

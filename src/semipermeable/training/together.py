@@ -92,7 +92,7 @@ def train_together(
             with start(workshop, task.captions, config, seed, orthogonal_to) as binding:
                 starts.append(binding.freeze())
         sites = trained_sites(workshop, config)
-        stack = SideBySide(sites, starts, avoided(sites, orthogonal_to))
+        stack = SideBySide(sites, starts, workshop.host.device, avoided(sites, orthogonal_to))
         try:
             run = _Group(workshop, stack, tasks, config, seed, joint=joint)
             last: tuple[StepStats, ...] = ()

@@ -28,6 +28,7 @@ from semipermeable.training.closed_form import (
     cross_attention_sites,
     null_space,
     pair_states,
+    projection,
 )
 from semipermeable.training.config import TrainConfig
 
@@ -134,7 +135,8 @@ class Workshop:
         for name, site in projections.items():
             taken = [membrane.pairs[name][1].flatten(1) for membrane in others if name in membrane.pairs]
             problem = shared or self._problem(pairs, keep, config, taken, name)
-            found[name] = problem.solve(site.weight, negative_guidance=config.eta(captions.kind), rank=config.rank)
+            weight = projection(site, self.host.dtype)
+            found[name] = problem.solve(weight, negative_guidance=config.eta(captions.kind), rank=config.rank)
         return found
 
     def _state_pairs(self, captions: CaptionSet) -> StatePairs:

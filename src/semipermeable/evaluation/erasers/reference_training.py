@@ -72,7 +72,9 @@ def train_as_reference(
     from rich.progress import Progress
 
     denoiser, host = bare_denoiser(pipe), host_for(pipe)
-    binding = TrainableBinding(find_sites(denoiser, host.site_classes), generator=generator_for(seed, 0))
+    binding = TrainableBinding(
+        find_sites(denoiser, host.site_classes), generator=generator_for(seed, 0), device=host.device
+    )
     optimizer = torch.optim.AdamW(list(binding.parameters()), lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(settings, done))
     texts = host.condition(["", concept.name, concept.surrogate])
