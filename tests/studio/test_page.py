@@ -42,6 +42,11 @@ def address(app):
     listener.close()
 
 
+def until_filled(page):
+    """Wait until the page stands there with what the desk remembers."""
+    page.locator("#status").get_by_text("Ready.").or_(page.locator("#status p")).first.wait_for()
+
+
 @pytest.fixture
 def open_page(browser, address):
     """Open the page in a window of its own; afterwards nothing may have gone wrong or gone elsewhere."""
@@ -61,7 +66,7 @@ def open_page(browser, address):
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda line: troubles.append(line.text) if "Content Security Policy" in line.text else None)
         page.goto(address)
-        page.locator("#status").get_by_text("Ready.").or_(page.locator("#status p")).first.wait_for()
+        until_filled(page)
         return page
 
     yield open_
@@ -168,12 +173,14 @@ def test_a_reload_loses_nothing_and_a_stopped_run_goes_on(desk, open_page):
     erase(page, "cat", 2000)
     page.locator("#run").get_by_text(re.compile(r"step \d+ of 2000")).wait_for()
     page.reload()
+    until_filled(page)
     page.locator("#run").get_by_text(re.compile(r"step \d+ of 2000")).wait_for()
     page.locator("#previews img").first.wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#run").get_by_text("press Resume to go on").wait_for()
     reached = desk.run.step
     page.reload()
+    until_filled(page)
     page.get_by_role("button", name="Resume").click()
     page.locator("#run").get_by_text("running").or_(page.locator("#run").get_by_text("of 2000. ")).first.wait_for()
     while desk.run.state != "running" or desk.run.step <= reached:
@@ -213,6 +220,7 @@ def test_a_reload_keeps_what_was_entered(desk, open_page):
         page.wait_for_timeout(100)
     assert desk.setting("prompt", "") == "a prompt that was not drawn"
     page.reload()
+    until_filled(page)
     go_to(page, "Draw")
     prompt = page.get_by_role("textbox", name="Prompt")
     sync_api.expect(prompt).to_have_value("a prompt that was not drawn", timeout=PATIENCE)

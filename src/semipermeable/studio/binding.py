@@ -80,12 +80,18 @@ def keep(desk: Desk, pieces: list[Piece], component: Any, name: str, default: An
 
 
 def note(desk: Desk, component: Any, name: str, default: Any) -> None:
-    """Remember what is entered into a field; see `keep`."""
+    """Remember what is entered into a field; see `keep`.
+
+    Gradio reports text that is typed, but not text that is pasted: so what stands in a text field is taken once more
+    when it is left. `change` would not do, since it also reports what the page itself fills in.
+    """
 
     def entered(value: Any) -> None:
         desk.remember(**{name: default if value is None else value})
 
     when(component.input, entered, [component])
+    if isinstance(component, gr.Textbox):
+        when(component.blur, entered, [component])
 
 
 def choices(names: list[Any], value: Any) -> Any:
