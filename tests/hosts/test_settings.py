@@ -290,6 +290,20 @@ def test_a_membrane_is_trained_beside_quantised_base_weights(made, family, quant
         )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_trains_the_same_membrane_in_less_memory(made, family):
+    pipe, _ = made(family)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        plain, pairs = learnt(pipe, num_steps=3)
+    everything, kept[:] = sum(kept), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        again, same = learnt(pipe, num_steps=3, gradient_checkpointing=True)
+    assert sum(kept) < 0.8 * everything
+    torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(same, pairs, atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("offload", [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves])
 def test_a_membrane_is_trained_beside_offloaded_weights(made, offload):
     pipe, _ = made("unet")
