@@ -23,18 +23,20 @@ pytestmark = pytest.mark.slow
 
 def nearness(pipe, latents, thing):
     """Distance to a thing's picture over that to the nearest other thing's, one figure per row: below 1 it is it."""
-    far = {other: distance(latents, goal[None]) for other, goal in zip(overfit.THINGS, pictures(host_for(pipe)))}
+    far = {
+        other: distance(latents, goal[None])
+        for other, goal in zip(overfit.THINGS, pictures(host_for(pipe)), strict=True)
+    }
     own = far.pop(thing)
     return own / torch.stack(list(far.values())).min(0).values
 
 
 def erased_from(pipe, name):
     config = TrainConfig(
-        num_steps=80,
-        batch_size=8,
-        num_anchors=8,
+        num_steps=100,
+        anchor_weight=10.0,
         twin_share=0.5,
-        learning_rate=1e-2,
+        learning_rate=2e-2,
         target_captions=False,
         negative_guidance=0.0,
         sampling_steps=overfit.STEPS,
@@ -44,15 +46,15 @@ def erased_from(pipe, name):
 
 
 def is_gone(pipe, after, before):
-    """Whether no row is the erased thing any more: each is nearer to another, and has left its own picture."""
-    left = distance(after[ROWS[ERASED]], before[ROWS[ERASED]])
-    return bool((nearness(pipe, after[ROWS[ERASED]], ERASED) > 1).all() and (left > 0.7).all())
+    """Whether no row is the erased thing any more: another is nearer by half, and it has left its own picture."""
+    goal = pictures(host_for(pipe))[:1]
+    grown = distance(after[ROWS[ERASED]], goal) / distance(before[ROWS[ERASED]], goal)
+    return bool((nearness(pipe, after[ROWS[ERASED]], ERASED) > 1.5).all() and (grown > 1.5).all())
 
 
-def stays(pipe, after, before):
-    """Whether every row of the kept thing is nearly where it was, and still that thing."""
-    moved = distance(after[ROWS[KEPT]], before[ROWS[KEPT]])
-    return bool((nearness(pipe, after[ROWS[KEPT]], KEPT) < 0.7).all() and (moved < 0.2).all())
+def stays(after, before):
+    """Whether every row of the kept thing has moved by less than a fifth of the distance between two things, √2."""
+    return bool((distance(after[ROWS[KEPT]], before[ROWS[KEPT]]) < 0.28).all())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -61,17 +63,23 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def pipe(name, tokenizer):
+def made(name, tokenizer):
     """An overfitted pipeline of the family."""
-    made = overfit.make(name, tokenizer)
-    overfit.overfit(made, name)
-    return made
+    pipe = overfit.make(name, tokenizer)
+    overfit.overfit(pipe, name)
+    return pipe
 
 
 @pytest.fixture(scope="module")
-def before(pipe, name):
+def before(made, name):
     """What it draws untouched."""
-    return drawn(pipe, name)
+    return drawn(made, name)
+
+
+@pytest.fixture(scope="module")
+def pipe(made, name, tmp_path_factory):
+    """The same pipeline, saved and loaded again as a local folder."""
+    return overfit.prepared(reloaded(made, tmp_path_factory.mktemp("overfitted") / "tiny"), name)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +87,17 @@ def membrane(pipe, name):
     return erased_from(pipe, name)
 
 
-def test_the_untouched_pipeline_draws_every_thing(pipe, before):
+def test_the_untouched_pipeline_draws_every_thing(pipe, name, before):
+    assert torch.equal(drawn(pipe, name), before)
     for thing, rows in ROWS.items():
-        assert (nearness(pipe, before[rows], thing) < 0.7).all(), thing
+        assert (nearness(pipe, before[rows], thing) < 0.6).all(), thing
 
 
 def test_one_thing_is_gone_and_the_other_stays(pipe, name, before, membrane):
     with spm.attach(pipe, membrane, "open"):
         after = drawn(pipe, name)
     assert is_gone(pipe, after, before)
-    assert stays(pipe, after, before)
+    assert stays(after, before)
 
 
 def test_gated_the_other_keeps_its_bits(pipe, name, before, membrane):
@@ -106,14 +115,3 @@ def test_a_closed_membrane_erases_nothing(pipe, name, before, membrane):
         after = drawn(pipe, name)
     assert not is_gone(pipe, after, before)
     assert torch.equal(after, before)
-
-
-@pytest.mark.parametrize("name", ["unet, epsilon", "flux"], scope="module")
-def test_so_it_is_from_a_saved_folder(pipe, name, before, tmp_path):
-    again = overfit.prepared(reloaded(pipe, tmp_path / "overfitted"), name)
-    assert torch.equal(drawn(again, name), before)
-    membrane = erased_from(again, name)
-    with spm.attach(again, membrane):
-        after = drawn(again, name)
-    assert is_gone(again, after, before)
-    assert torch.equal(after[ROWS[KEPT]], before[ROWS[KEPT]])
