@@ -1,8 +1,8 @@
 """Tiny pipelines that draw: the denoiser of a family, overfitted to three things, each one picture of latents.
 
-A thing is a word ("cat") and a picture in two colours. The denoiser learns, in the family's own prediction space, to draw
-the picture for the word alone, and any of them for no prompt. What is noised, told, predicted and drawn goes through the
-host alone, so what is tested here is the host.
+A thing is a word ("cat") and a picture in two colours. The denoiser learns, in the family's own prediction space, to
+draw the picture for the word alone, and any of them for no prompt. What is noised, told, predicted and drawn goes
+through the host alone, so what is tested here is the host.
 """
 
 import math
@@ -85,7 +85,7 @@ FAMILIES = {
     "sana": Family(
         lambda _tokenizer: tiny_large.make_sana(),
         width={"num_attention_heads": 4, "num_cross_attention_heads": 4, "cross_attention_dim": 32},
-        steps=300,
+        steps=400,
     ),
     "z-image": Family(
         lambda _tokenizer: tiny_large.make_z_image(), size=_SQUARE, width={"dim": 64, "n_heads": 4, "n_kv_heads": 4}
