@@ -42,6 +42,7 @@ from semipermeable.permeability.words import split
 RESULTS = Path(__file__).parent / "results"
 CONTROL = "the same pipeline, nothing attached"
 IDLE = "bank of 1,000, none active"
+IDLE_ALONE = "what an idle call pays, by itself"
 ALL_ROWS = "one active on all rows"
 CONDITIONAL = "one active on conditional rows"
 OWN = "16 rows, 16 concepts each"
@@ -225,6 +226,36 @@ def batches(number: int) -> list[list[str]]:
     return [[f"a {'flat' if n else 'neon'} icon of a {name}, no. {n}" for name in subjects] for n in range(number + 1)]
 
 
+def idle_cost(pipe: Any, repeats: int) -> dict[str, Any]:
+    """What an idle call and an idle picture pay, timed by themselves: a ratio of pictures cannot show so little.
+
+    Returns:
+        Microseconds of what surrounds a denoiser call, and of what watching `encode_prompt` adds to a picture.
+    """
+    bare, prompt = sibling(pipe), ["a bird"]
+    with spm.attach(pipe, random_membrane(pipe.unet, "cat", 5000), "closed") as guard:
+        drawer(pipe, 16, 1, prompt, 4.0)()
+        positive, negative = pipe.encode_prompt(prompt, "cpu", 1, True)[:2]
+        call = {"encoder_hidden_states": torch.cat([negative, positive])}
+        latents = torch.zeros(2, pipe.unet.config.in_channels, 16, 16)
+
+        def idle() -> None:
+            for _ in range(1000):
+                with guard._gated("unet", (latents, 1), call) as stand_in:
+                    assert stand_in is None
+
+        before = guard.paths.idle
+        calls = sorted(timed(idle)[0] for _ in range(repeats))
+        assert guard.paths == (before + 1000 * repeats, 0, 0)
+
+        def encoded(one: Any) -> Callable[[], None]:
+            return lambda: [one.encode_prompt(prompt, "cpu", 1, True) for _ in range(20)] and None
+
+        found = paired(encoded(bare), encoded(pipe), repeats)
+        watch = (found["cpu_equipped_s"] - found["cpu_bare_s"]) / 20
+    return {"call_us": round(calls[len(calls) // 2] * 1e3, 2), "picture_us": round(watch * 1e6, 1)}
+
+
 def bank_of(host: Any, number: int) -> Bank:
     """Return a bank in memory: the gates of the bundled membranes, and copies of some under made-up names.
 
@@ -320,7 +351,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="pairs of runs of a case")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a case, after which no further pair begins")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", default="none,rows,own,rivals,gate")
+    parser.add_argument("--parts", default="none,rows,own,rivals,idle,gate")
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 4, 16], help="numbers of PEFT adapters")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -356,6 +387,10 @@ def main() -> None:
                 least = f"  floor x{result['floor']['ratio']:.3f}" if "floor" in result else ""
                 print(f"{title:42} cpu x{result['cpu']:.3f} [{low:.3f}, {high:.3f}]", end="")
                 print(f"  wall x{result['wall']:.3f}  {result['pairs']} pairs{least}{bar}", flush=True)
+    if "idle" in parts:
+        torch.set_num_threads(1)
+        keep(IDLE_ALONE, result := idle_cost(pipe, options.repeats))
+        print(IDLE_ALONE, result, flush=True)
     if "gate" in parts and options.model == "emoji":
         torch.set_num_threads(1)
         result = gate_case(pipe, options.repeats)

@@ -98,6 +98,22 @@ def rivals() -> str:
     return table(["way", "model", "processor time", "wall time", "pairs"], rows)
 
 
+def idle() -> str:
+    """Return what an idle call pays, timed by itself, over the bare calls of both models."""
+    alone = read(PATHS["bundled"]).get("cases", {}).get("what an idle call pays, by itself")
+    if alone is None:
+        return "Not measured yet."
+    rows = []
+    for model, path in PATHS.items():
+        case = read(path).get("cases", {}).get("bank of 1,000, none active")
+        if case is not None:
+            picture = case["cpu_bare_s"] * 1e6
+            paid = alone["call_us"] * case["steps"] + alone["picture_us"]
+            told = [f"{alone['call_us']:.0f} µs", f"{alone['picture_us']:.0f} µs", f"{picture / 1e6:.2f} s"]
+            rows.append([f"{model}, {case['steps']} steps", *told, f"{1 + paid / picture:.5f}"])
+    return table(["picture", "a call pays", "a picture pays", "the bare picture", "ratio that follows"], rows)
+
+
 def gate_bars() -> str:
     """Return the two bars of the gate."""
     case = read(PATHS["bundled"]).get("cases", {}).get("gate")
@@ -256,6 +272,7 @@ def _line(title: str, at: dict[str, Any], latent_size: int, steps: int) -> list[
 
 SECTIONS = {
     "bars": bars,
+    "idle": idle,
     "rivals": rivals,
     "gate_bars": gate_bars,
     "concepts": concepts_table,
