@@ -6,7 +6,7 @@
 
 Times are ratios to a bare pipeline in the same process, in turn with it, outputs checked (`run_paths.Bench`); beside
 each stands the least that the arithmetic allows (`floor`). Every point is written to benchmarks/results/scaling.json at
-once, and a part that is not measured keeps its points. `--write` fills docs/scaling.md from that file and those of
+once, and points that are not measured stay as they are. `--write` fills docs/scaling.md from that file and those of
 `run_paths.py`, and draws docs/images/scaling.png; it measures nothing.
 """
 
@@ -55,8 +55,8 @@ def first_call(bench: Bench, attached: Callable[[], Any], guidance: float, usual
 def concepts(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """K concepts, all active: on every row, and on conditional rows only."""
     bench = Bench(pipe, options)
-    several = [random_membrane(pipe.unet, f"c{number}", 6000 + number) for number in range(max(CONCEPTS))]
-    for count in CONCEPTS:
+    several = [random_membrane(pipe.unet, f"c{number}", 6000 + number) for number in range(max(options.at or CONCEPTS))]
+    for count in options.at or CONCEPTS:
 
         def attached(count: int = count) -> Any:
             return spm.attach(pipe, several[:count], "open", strength=1 / (4 + count / 4))
@@ -71,7 +71,7 @@ def concepts(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]
 def rows(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """R rows, each with concepts that no other row has."""
     bench = Bench(pipe, options)
-    for count in ROWS:
+    for count in options.at or ROWS:
         yield {"rows": count, "concepts_a_row": OWN} | own_rows(bench, count, OWN)
 
 
@@ -95,7 +95,7 @@ def width(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Random UNets whose layers all have one width: 16 concepts of its own in each of 4 rows."""
     from diffusers import UNet2DConditionModel
 
-    for channels in WIDTHS:
+    for channels in options.at or WIDTHS:
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             sample_size=options.latent_size,
@@ -114,7 +114,7 @@ def width(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def gate(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """γ of 16 prompts against N concepts after encoding; memory of what is kept of them."""
     host = host_for(pipe)
-    for count in GATES:
+    for count in options.at or GATES:
         before, began = resident(), time.process_time()
         bank = bank_of(host, count)
         taken = time.process_time() - began
@@ -125,10 +125,10 @@ def gate(pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         del bank
 
 
-def bank(_pipe: Any, _options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def bank(_pipe: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A packed file of N membranes, copies of those that come with the model: bytes on disk and in memory, opening."""
     real = [spm.zoo.membrane(name) for name in spm.zoo.membranes()]
-    for count in BANKS:
+    for count in options.at or BANKS:
         with tempfile.TemporaryDirectory() as name:
             folder, file = Path(name) / "members", Path(name) / "bank.safetensors"
             folder.mkdir()
@@ -165,19 +165,25 @@ def resident() -> int:
 
 PARTS = {"concepts": concepts, "rows": rows, "width": width, "gate": gate, "bank": bank}
 SINGLE = ("gate", "bank")
+X = {"concepts": "concepts", "rows": "rows", "width": "width", "gate": "concepts", "bank": "concepts"}
+
+
+def key_of(part: str, point: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a point of a curve from the others."""
+    return point[X[part]], point.get("acting_rows", "")
 
 
 def measure(options: argparse.Namespace) -> None:
     """Measure the parts asked for, saving each point."""
-    found: dict[str, Any] = json.loads(SCALING.read_text()) if SCALING.exists() else {}
     pipe = load_model("emoji", options.latent_size)
     for part in options.parts.split(","):
         torch.set_num_threads(1 if part in SINGLE else options.threads)
-        points: list[dict[str, Any]] = []
         for point in PARTS[part](pipe, options):
-            points.append(point)
-            told = {name: getattr(options, name) for name in ("latent_size", "steps", "repeats", "seconds")}
-            found[part] = {"options": told, "machine": machine(torch.get_num_threads()), "points": points}
+            run = {name: getattr(options, name) for name in ("latent_size", "steps")}
+            run["machine"] = machine(torch.get_num_threads())
+            found: dict[str, Any] = json.loads(SCALING.read_text()) if SCALING.exists() else {}
+            others = [other for other in found.get(part, []) if key_of(part, other) != key_of(part, point)]
+            found[part] = sorted([*others, point | run], key=lambda one, part=part: key_of(part, one))
             SCALING.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             shown = {name: value for name, value in point.items() if not name.endswith("ratios")}
             print(part, shown, flush=True)
@@ -187,6 +193,7 @@ def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="", help=f"what to measure, of {', '.join(PARTS)}")
+    parser.add_argument("--at", type=int, nargs="*", default=[], help="measure these points of the curve only")
     parser.add_argument("--latent-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=15)

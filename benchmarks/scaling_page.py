@@ -31,7 +31,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def points(part: str) -> list[dict[str, Any]]:
     """Return the points of one curve, or none."""
-    return read(SCALING).get(part, {}).get("points", [])
+    return read(SCALING).get(part, [])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -248,26 +248,22 @@ def fleet() -> str:
 
 def hardware() -> str:
     """Return what was measured where."""
-    told = read(SCALING)
-    runs = [(f"`scaling.py`, {part}", told[part]) for part in told]
-    lines = []
-    for title, run in runs:
-        at, options = run["machine"], run["options"]
-        lines.append(_line(title, at, options["latent_size"], options["steps"]))
+    lines = [_line(f"`scaling.py`, {part}", found) for part, found in read(SCALING).items()]
     for model, path in PATHS.items():
         for title, case in read(path).get("cases", {}).items():
-            lines.append(
-                _line(f"`run_paths.py`, {model}, {title}", case["machine"], case["latent_size"], case["steps"])
-            )
+            lines.append(_line(f"`run_paths.py`, {model}, {title}", [case]))
     head = ["figures", "processor", "threads", "memory", "load", "latents", "steps", "torch"]
     return table(head, lines)
 
 
-def _line(title: str, at: dict[str, Any], latent_size: int, steps: int) -> list[str]:
+def _line(title: str, found: Sequence[dict[str, Any]]) -> list[str]:
+    at, size_ = found[0]["machine"], found[0]["latent_size"]
+    loads = sorted(one["machine"]["load"][0] for one in found)
+    load = f"{loads[0]:.1f}" if len(loads) == 1 else f"{loads[0]:.1f} to {loads[-1]:.1f}"
     processor = f"{at['processor']}, {at['cores']} cores"
-    load = f"{at['load'][0]:.1f}"
-    memory = f"{at['memory_gib']} GiB"
-    return [title, processor, str(at["threads"]), memory, load, f"{latent_size}×{latent_size}", str(steps), at["torch"]]
+    memory, latents = f"{at['memory_gib']} GiB", f"{size_}×{size_}"
+    threads = " or ".join(str(count) for count in sorted({one["machine"]["threads"] for one in found}))
+    return [title, processor, threads, memory, load, latents, str(found[0]["steps"]), at["torch"]]
 
 
 SECTIONS = {
