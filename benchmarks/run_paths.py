@@ -54,7 +54,7 @@ GATE_BAR_MS = 20.0
 OPENED_BAR = 0.01
 TOLERANCE = 2e-3
 SYLLABLES = ("ka", "lo", "mi", "ne", "ru", "sta", "vel", "tor", "qui", "zan", "pre", "dol")
-TEMPLATES = ("a photo of one {}", "my favourite {}", "{} on a table by the window", "look at this {}!")
+TEMPLATES = ("a photo of one {}", "{} on a table by the window")
 
 
 class ByPrompt:

@@ -98,6 +98,19 @@ def rivals() -> str:
     return table(["way", "model", "processor time", "wall time", "pairs"], rows)
 
 
+def findings() -> str:
+    """Return which bars are met and which are missed, in one line each."""
+    told: dict[str, list[str]] = {}
+    for model, path in PATHS.items():
+        for title, case in read(path).get("cases", {}).items():
+            if case.get("bar"):
+                told.setdefault(verdict(case), []).append(f"{title} ({model})")
+            if title == "gate":
+                told.setdefault(case["verdict"], []).append("the gate's time")
+                told.setdefault(case["verdict_opened"], []).append("unrelated prompts")
+    return "\n".join(f"- **{word.capitalize()}**: {'; '.join(titles)}." for word, titles in sorted(told.items()))
+
+
 def idle() -> str:
     """Return what an idle call pays, timed by itself, over the bare calls of both models."""
     alone = read(PATHS["bundled"]).get("cases", {}).get("what an idle call pays, by itself")
@@ -268,6 +281,7 @@ def _line(title: str, found: Sequence[dict[str, Any]]) -> list[str]:
 
 SECTIONS = {
     "bars": bars,
+    "findings": findings,
     "idle": idle,
     "rivals": rivals,
     "gate_bars": gate_bars,
