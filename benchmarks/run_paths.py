@@ -37,7 +37,7 @@ from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane, Provenance
 from semipermeable.permeability import Decision, Trace, Transport
 from semipermeable.permeability.vocabulary import CAPTIONS, NOUNS
-from semipermeable.permeability.words import split
+from semipermeable.permeability.words import find, split
 
 RESULTS = Path(__file__).parent / "results"
 CONTROL = "the same pipeline, nothing attached"
@@ -54,7 +54,7 @@ GATE_BAR_MS = 20.0
 OPENED_BAR = 0.01
 TOLERANCE = 2e-3
 SYLLABLES = ("ka", "lo", "mi", "ne", "ru", "sta", "vel", "tor", "qui", "zan", "pre", "dol")
-TEMPLATES = ("a photo of one {}", "{} on a table by the window")
+TEMPLATES = ("a photo of one {}",)
 
 
 class ByPrompt:
@@ -301,11 +301,17 @@ def gate_time(host: Any, denoiser: Any, bank: Bank, repeats: int) -> dict[str, A
         encode(batch)
         taken.append(timed(lambda batch=batch: gate.decide(batch)))
     candidates = [len(found) for found in gate._candidates(encode(batch))]
+    tokens = sum(len(prompt.token_ids) + 1 for prompt in encode(batch))
+    states = torch.ones(tokens, encode(batch)[0].states.shape[1])
+    probes = torch.ones(states.shape[1], len(bank))
+    product = min(timed(lambda: states @ probes)[0] for _ in range(5))
     milliseconds = sorted(1000 * seconds for seconds, _ in taken[1:])
     return {
         "concepts": len(bank),
         "milliseconds": round(milliseconds[len(milliseconds) // 2], 3),
         "first_batch_milliseconds": round(1000 * taken[0][0], 3),
+        "product_milliseconds": round(1000 * product, 3),
+        "tokens": tokens,
         "candidates_a_prompt": round(sum(candidates) / len(candidates), 2),
     }
 
@@ -322,10 +328,10 @@ def gate_case(pipe: Any, repeats: int) -> dict[str, Any]:
     for name, concept in gate._gated(list(bank.names)[::50]).items():
         for prompt, decision in zip(asked, rule.decide(encode(asked), concept), strict=True):
             assert decision.gamma == decided[prompt].get(name, Decision(0.0, "")).gamma, (prompt, name)
-    named = {word.text for name in spm.zoo.membranes() for told in names_of(name) for word in split(told)}
-    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in dict.fromkeys(NOUNS) for form in TEMPLATES)]
-    unrelated = [prompt for prompt in prompts if not named & {word.text for word in split(prompt)}]
-    decisions = gate.decide(unrelated[:0]) if not unrelated else {}
+    names = [told for name in spm.zoo.membranes() for told in spm.zoo.membrane(name).concept.names]
+    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in NOUNS[::2] for form in TEMPLATES)]
+    unrelated = [text for text in prompts if not any(find(name, split(text), known=None) for name in names)]
+    decisions: dict[str, dict[str, Decision]] = {}
     for start in range(0, len(unrelated), 64):
         decisions |= gate.decide(unrelated[start : start + 64])
     opened = [text for text in unrelated if any(d.gamma for d in decisions[text].values())]
@@ -336,11 +342,6 @@ def gate_case(pipe: Any, repeats: int) -> dict[str, Any]:
         "opened_share": round(len(opened) / len(unrelated), 5),
         "opened_prompts": opened[:40],
     }
-
-
-def names_of(concept: str) -> tuple[str, ...]:
-    """Return all names of a bundled membrane's concept."""
-    return spm.zoo.membrane(concept).concept.names
 
 
 def main() -> None:
