@@ -1,85 +1,60 @@
 """What membranes cost at run time, as ratios to the bare pipeline in the same process.
 
-    python benchmarks/run_paths.py                                  # bundled model
-    python benchmarks/run_paths.py --model sd15 --latent-size 32    # random UNet of Stable Diffusion 1.5 size
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/run_paths.py                            # bundled model
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/run_paths.py --model sd15 --latent-size 32 --steps 2 --parts rows,rivals
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/run_paths.py --model sd15 --latent-size 16 --steps 2 --parts own
 
-Bare and equipped runs alternate; a ratio is the median over pairs of runs, of processor time and of wall time. Every
-case first checks its pictures: what must equal the bare ones does, bit for bit; what must differ differs, and equals
-the side path within a tolerance. Membranes that never act have pairs at a few sites only, since they are never read.
-Prints a table and writes benchmarks/results/run_paths_<model>.json.
+A bare pipeline and an equipped one that share the denoiser draw in turn (`timing.paired`); a ratio is the median over
+pairs, of processor time and of wall time. Every case first checks its latents: what must equal the bare ones does, bit
+for bit; what must differ differs and equals the side path within a tolerance. Membranes that never act have pairs at a
+few sites only, since they are never read. The wait policy keeps threads that wait for each other from spinning, where
+other programs want the cores.
+Every case is printed and written to benchmarks/results/run_paths_<model>.json at once; the next run keeps the cases
+of the parts that it does not measure.
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
+import random
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from floor import call_cost, machine_rates
+from gate_roc import CAPTIONS as HELD_OUT
+from scaling_page import CLOCK, verdict
+from timing import MODELS, drawer, load_model, machine, paired, random_membrane, sibling, summary, timed
 
 import semipermeable as spm
 from semipermeable.concept import Concept
 from semipermeable.equip.bank import Bank, BankGate
+from semipermeable.equip.gating import gated_concept
 from semipermeable.files.bank import pack
 from semipermeable.hosts import host_for
-from semipermeable.membrane import GateState, Membrane, Provenance
-from semipermeable.permeability import Decision, Trace, Transport, fit, negatives, wordings
+from semipermeable.membrane import Membrane, Provenance
+from semipermeable.permeability import Decision, Trace, Transport
 from semipermeable.permeability.vocabulary import CAPTIONS, NOUNS
-from semipermeable.rank1 import pair_shapes
-from semipermeable.sites import find_sites
+from semipermeable.permeability.words import find, split
 
 RESULTS = Path(__file__).parent / "results"
-BARS = {
-    "bank of 1,000, none active": 1.01,
-    "one active on all rows": 1.02,
-    "one active on conditional rows": 1.05,
-    "16 rows, 16 concepts each": 1.15,
-    "100 active on every row": 1.30,
-}
+CONTROL = "the same pipeline, nothing attached"
+IDLE = "bank of 1,000, none active"
+IDLE_ALONE = "what an idle call pays, by itself"
+ALL_ROWS = "one active on all rows"
+CONDITIONAL = "one active on conditional rows"
+OWN = "16 rows, 16 concepts each"
+HUNDRED = "100 active on every row"
+BARS = {IDLE: 1.01, ALL_ROWS: 1.02, CONDITIONAL: 1.05, OWN: 1.15, HUNDRED: 1.30}
+AT_FULL_SIZE = (CONDITIONAL,)
+"""Cases whose bar is for a UNet of Stable Diffusion's size."""
+GATE_BAR_MS = 20.0
+OPENED_BAR = 0.01
 TOLERANCE = 2e-3
 SYLLABLES = ("ka", "lo", "mi", "ne", "ru", "sta", "vel", "tor", "qui", "zan", "pre", "dol")
-
-
-def random_membrane(denoiser: Any, name: str, seed: int, every: int = 1) -> Membrane:
-    generator = torch.Generator().manual_seed(seed)
-    pairs = {}
-    for index, (site, found) in enumerate(find_sites(denoiser).items()):
-        if index % every == 0:
-            u_shape, v_shape = pair_shapes(found.layer)
-            scale = 0.3 / v_shape[1] ** 0.5
-            u = torch.randn(u_shape, generator=generator) * scale
-            pairs[site] = (u, torch.randn(v_shape, generator=generator) * scale)
-    return Membrane(pairs, Concept(name))
-
-
-def load_model(name: str, latent_size: int) -> Any:
-    pipe = spm.zoo.load("emoji")
-    pipe.set_progress_bar_config(disable=True)
-    if name == "emoji":
-        return pipe
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=latent_size, cross_attention_dim=768, attention_head_dim=8).eval()
-    config = pipe.text_encoder.config.to_dict() | {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "num_hidden_layers": 2,
-    }
-    text_encoder = CLIPTextModel(type(pipe.text_encoder.config)(**config)).eval()
-    parts = pipe.components | {"unet": unet, "text_encoder": text_encoder}
-    large = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    large.set_progress_bar_config(disable=True)
-    return large
+TEMPLATES = ("a photo of one {}",)
 
 
 class ByPrompt:
@@ -94,80 +69,103 @@ class ByPrompt:
 
 
 class Bench:
-    def __init__(self, pipe: Any, latent_size: int, steps: int, repeats: int) -> None:
-        self.pipe, self.size, self.steps, self.repeats = pipe, latent_size, steps, repeats
+    """Times one pipeline against its bare sibling."""
 
-    def draw(self, prompts: Sequence[str], guidance: float) -> torch.Tensor:
-        rows = len(prompts)
-        shape = (rows, self.pipe.unet.config.in_channels, self.size, self.size)
-        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        options = {"num_inference_steps": self.steps, "guidance_scale": guidance, "latents": latents}
-        return self.pipe(list(prompts), output_type="latent", **options).images
+    def __init__(self, pipe: Any, options: argparse.Namespace) -> None:
+        self.pipe, self.bare = pipe, sibling(pipe)
+        self.size, self.steps, self.repeats = options.latent_size, options.steps, options.repeats
+        self.seconds = options.seconds
+        self.cost = call_cost(pipe.unet, self.size)
+        self.rates = machine_rates(512)
 
-    def pairs(
-        self, attached: Callable[[], Any], prompts: Sequence[str], guidance: float, changes: bool
+    def draw(self, pipe: Any, prompts: Sequence[str], guidance: float) -> Callable[[], torch.Tensor]:
+        return drawer(pipe, self.size, self.steps, prompts, guidance)
+
+    def compare(
+        self, attached: Callable[[], Any], prompts: Sequence[str], guidance: float, pairs: int
     ) -> dict[str, Any]:
-        """Median ratios of equipped to bare runs, after the outputs have been checked."""
-        bare = self.draw(prompts, guidance)
-        with attached() as guard:
-            out = self.draw(prompts, guidance)
-            paths = guard.paths._asdict()
-            assert torch.equal(out, bare) is not changes, "outputs are not what they must be"
+        """Median ratios of equipped to bare runs, after the outputs have been checked.
+
+        Args:
+            attached: attaches.
+            prompts: one per row.
+            guidance: above 1 there is an unconditional row per prompt.
+            pairs: that act on every conditional row.
+        """
+        draw, draw_bare = self.draw(self.pipe, prompts, guidance), self.draw(self.bare, prompts, guidance)
+        bare = draw_bare()
         error = None
-        if changes:
+        if pairs:
             with attached() as guard:
                 guard._binding._fold = False
-                side = self.draw(prompts, guidance)
-            error = float((side - out).abs().max() / side.abs().max())
-            assert error < TOLERANCE, f"the paths differ by {error}"
-        ratios: dict[str, list[float]] = {"cpu": [], "wall": []}
-        for repeat in range(self.repeats):
-            taken = {}
-            for kind in ("bare", "equipped") if repeat % 2 else ("equipped", "bare"):
-                if kind == "bare":
-                    taken[kind] = timed(lambda: self.draw(prompts, guidance))
-                    continue
-                with attached() as guard:
-                    self.draw(prompts, guidance)
-                    taken[kind] = timed(lambda: self.draw(prompts, guidance))
-            for index, clock in enumerate(ratios):
-                ratios[clock].append(taken["equipped"][index] / taken["bare"][index])
-        found: dict[str, Any] = {clock: statistics.median(values) for clock, values in ratios.items()}
-        return found | {"all": ratios, "paths": paths, "error": error}
+                side = draw()
+        with attached() as guard:
+            out = draw()
+            assert torch.equal(out, bare) is not bool(pairs), "outputs are not what they must be"
+            if pairs:
+                error = float((side - out).abs().max() / side.abs().max())
+                assert error < TOLERANCE, f"the paths differ by {error}"
+            draw()
+            found = paired(draw_bare, draw, self.repeats, self.seconds)
+            taken = guard.paths._asdict()
+        path = max(taken, key=lambda name: taken[name])
+        rows = len(prompts) * (2 if guidance > 1 else 1)
+        # A sampler guided by classifier-free guidance sees twice the rows; unconditional ones do not act.
+        call = found["cpu_bare_s"] / torch.get_num_threads() / self.steps
+        floor = self.floor(path, pairs, len(prompts), rows, call)
+        sites = len(self.cost.sites)
+        left = (found[CLOCK] - floor["ratio"]) * call / sites * 1e6
+        return found | {"path": path, "error": error, "rows": rows, "floor": floor, "left_us_a_site": round(left, 2)}
+
+    def floor(self, path: str, pairs: int, acting: int, rows: int, call: float) -> dict[str, Any]:
+        """The least that the case costs, by operations alone and in seconds of this machine."""
+        kept = (self.steps - 1) / self.steps
+        saved = self.cost.saved_flops() * kept
+        if path == "idle":
+            return {"operations": 1.0, "ratio": 1.0}
+        if path == "folded":
+            operations = 1 - saved / self.cost.flops
+            return {"operations": round(operations, 4), "ratio": round(1 - saved * rows / self._per_s() / call, 4)}
+        operations = self.cost.share(pairs, acting / rows) + self.cost.saved_flops() * (1 - kept) / self.cost.flops
+        added = self.cost.side_seconds(pairs, acting, self.rates) - saved * rows / self._per_s()
+        return {"operations": round(operations, 4), "ratio": round(1 + added / call, 4)}
+
+    def _per_s(self) -> float:
+        return self.rates["flops_per_s"]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return time.process_time() - cpu, time.perf_counter() - wall
+def none_case(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Two bare pipelines: what the measurement shows where there is nothing to see."""
+    draw, other = (bench.draw(pipe, ["a bird"], 4.0) for pipe in (bench.bare, bench.pipe))
+    assert torch.equal(draw(), other())
+    yield CONTROL, paired(draw, other, bench.repeats, bench.seconds)
 
 
-def rows_cases(bench: Bench, folder: Path, rows: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows_cases(bench: Bench, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A bank of a thousand, then a hundred that all act."""
     pipe, unet = bench.pipe, bench.pipe.unet
     for number in range(999):
         spm.save(random_membrane(unet, f"filler {number}", number, every=40), folder / f"{number}.safetensors")
-    cat = random_membrane(unet, "cat", 5000)
-    spm.save(cat, folder / "cat.safetensors")
+    spm.save(random_membrane(unet, "cat", 5000), folder / "cat.safetensors")
     pack(folder, folder.parent / "bank.safetensors")
     bank = Bank(folder.parent / "bank.safetensors")
-    yield "bank of 1,000, none active", bench.pairs(lambda: spm.attach(pipe, bank), ["a bird"], 4.0, False)
-    yield "one active on all rows", bench.pairs(lambda: spm.attach(pipe, bank), ["a cat"], 1.0, True)
-    yield "one active on conditional rows", bench.pairs(lambda: spm.attach(pipe, bank), ["a cat"], 4.0, True)
+    yield IDLE, bench.compare(lambda: spm.attach(pipe, bank), ["a bird"], 4.0, 0)
+    yield ALL_ROWS, bench.compare(lambda: spm.attach(pipe, bank), ["a cat"], 1.0, 1)
+    yield CONDITIONAL, bench.compare(lambda: spm.attach(pipe, bank), ["a cat"], 4.0, 1)
     hundred = [random_membrane(unet, f"h{number}", 6000 + number) for number in range(100)]
-    yield (
-        "100 active on every row",
-        bench.pairs(lambda: spm.attach(pipe, hundred, "open", strength=0.1), ["a"], 1.0, True),
-    )
-    yield (
-        "100 on conditional rows",
-        bench.pairs(lambda: spm.attach(pipe, hundred, "open", strength=0.1), ["a"], 4.0, True),
-    )
+    yield HUNDRED, bench.compare(lambda: spm.attach(pipe, hundred, "open", strength=0.1), ["a"], 1.0, 100)
+    title = "100 active on conditional rows"
+    yield title, bench.compare(lambda: spm.attach(pipe, hundred, "open", strength=0.1), ["a"], 4.0, 100)
+
+
+def own_case(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sixteen rows with sixteen concepts of their own."""
+    pipe, rows = bench.pipe, 16
     prompts = [f"picture {row}" for row in range(rows)]
-    own = [[random_membrane(unet, f"r{row}c{c}", 7000 + 16 * row + c) for c in range(16)] for row in range(rows)]
+    own = [[random_membrane(pipe.unet, f"r{row}c{c}", 7000 + 16 * row + c) for c in range(16)] for row in range(rows)]
     rule = ByPrompt({prompt: {m.name for m in several} for prompt, several in zip(prompts, own, strict=True)})
     everything = [membrane for several in own for membrane in several]
-    name = "16 rows, 16 concepts each" if rows == 16 else f"{rows} rows, 16 concepts each"
-    yield name, bench.pairs(lambda: spm.attach(pipe, everything, rule, strength=0.2), prompts, 1.0, True)
+    yield OWN, bench.compare(lambda: spm.attach(pipe, everything, rule, strength=0.2), prompts, 1.0, 16)
 
 
 @contextmanager
@@ -183,59 +181,105 @@ def loras(pipe: Any, files: Sequence[Path]) -> Iterator[list[str]]:
 
 
 def rivals(bench: Bench, folder: Path, counts: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reload per prompt (as the reference code does), and diffusers with PEFT and k adapters at once."""
-    pipe = bench.pipe
+    """Read and set anew for each prompt, as the reference code does; diffusers with PEFT and k adapters at once."""
+    pipe, repeats = bench.pipe, bench.repeats
     files = []
     for number in range(max(counts)):
         file = folder / f"lora{number}.safetensors"
         spm.export(random_membrane(pipe.unet, f"l{number}", 9000 + number), file, "diffusers", denoiser=pipe.unet)
         files.append(file)
+    one = folder / "one.safetensors"
+    spm.save(random_membrane(pipe.unet, "one", 1), one)
+    draw, draw_bare = bench.draw(pipe, ["a cat"], 1.0), bench.draw(bench.bare, ["a cat"], 1.0)
 
     def reload() -> None:
-        with spm.attach(pipe, folder / "one.safetensors", "open"):
-            bench.draw(["a cat"], 1.0)
+        with spm.attach(pipe, one, "open"):
+            draw()
 
-    spm.save(random_membrane(pipe.unet, "one", 1), folder / "one.safetensors")
-    bare = [timed(lambda: bench.draw(["a cat"], 1.0)) for _ in range(bench.repeats)]
-    again = [timed(reload) for _ in range(bench.repeats)]
-    yield "reload per prompt", medians(again, bare)
+    reload()
+    yield "membrane read and attached for each prompt", paired(draw_bare, reload, repeats, bench.seconds)
+
+    def loaded() -> None:
+        with loras(pipe, files[:1]):
+            draw()
+
+    loaded()
+    yield "PEFT, adapter loaded for each prompt", paired(draw_bare, loaded, repeats, bench.seconds)
+    bare = draw_bare()
     for count in counts:
+        # PEFT puts its layers into the shared denoiser, so bare runs come before and after, not between.
+        before = [timed(draw_bare) for _ in range(repeats)]
         with loras(pipe, files[:count]) as names:
             pipe.set_adapters(names)
-            bench.draw(["a cat"], 1.0)
-            equipped = [timed(lambda: bench.draw(["a cat"], 1.0)) for _ in range(bench.repeats)]
-            switch = [timed(lambda: pipe.set_adapters(names)) for _ in range(bench.repeats)]
-        bare = [timed(lambda: bench.draw(["a cat"], 1.0)) for _ in range(bench.repeats)]
-        yield f"PEFT, {count} adapters", medians(equipped, bare)
-        yield f"set_adapters of {count}, in pictures", medians(switch, bare)
+            assert not torch.equal(draw(), bare)
+            equipped = [timed(draw) for _ in range(repeats)]
+            switch = [timed(lambda names=names: pipe.set_adapters(names)) for _ in range(repeats)]
+        after = [timed(draw_bare) for _ in range(repeats)]
+        both = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in zip(before, after, strict=True)]
+        yield f"PEFT, {count} adapters", summary(list(zip(equipped, both, strict=True)))
+        yield f"set_adapters of {count}, in pictures", summary(list(zip(switch, both, strict=True)))
 
 
-def medians(some: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    pairs = [(a[0] / b[0], a[1] / b[1]) for a, b in zip(some, others, strict=True)]
-    return {"cpu": statistics.median(p[0] for p in pairs), "wall": statistics.median(p[1] for p in pairs)}
+def batches(number: int) -> list[list[str]]:
+    """Return batches of 16 prompts that name concepts of the bundled model in ever new words."""
+    subjects = spm.zoo.membranes()[:16]
+    return [[f"a {'flat' if n else 'neon'} icon of a {name}, no. {n}" for name in subjects] for n in range(number + 1)]
 
 
-def gate_case(pipe: Any, num_fits: int, repeats: int) -> dict[str, Any]:
-    """γ for 16 prompts against 10,000 concepts, after encoding; `num_fits` gates are fitted, the others are copies."""
-    import random
+def idle_cost(pipe: Any, repeats: int) -> dict[str, Any]:
+    """What an idle call and an idle picture pay, timed by themselves: a ratio of pictures cannot show so little.
 
-    host = host_for(pipe)
+    Returns:
+        Microseconds of what surrounds a denoiser call, and of what watching `encode_prompt` adds to a picture.
+    """
+    bare, prompt = sibling(pipe), ["a bird"]
+    with spm.attach(pipe, random_membrane(pipe.unet, "cat", 5000), "closed") as guard:
+        drawer(pipe, 16, 1, prompt, 4.0)()
+        positive, negative = pipe.encode_prompt(prompt, "cpu", 1, True)[:2]
+        call = {"encoder_hidden_states": torch.cat([negative, positive])}
+        latents = torch.zeros(2, pipe.unet.config.in_channels, 16, 16)
+
+        def idle() -> None:
+            for _ in range(1000):
+                with guard._gated("unet", (latents, 1), call) as stand_in:
+                    assert stand_in is None
+
+        before = guard.paths.idle
+        calls = sorted(timed(idle)[0] for _ in range(repeats))
+        assert guard.paths == (before + 1000 * repeats, 0, 0)
+
+        def encoded(one: Any) -> Callable[[], None]:
+            return lambda: [one.encode_prompt(prompt, "cpu", 1, True) for _ in range(20)] and None
+
+        found = paired(encoded(bare), encoded(pipe), repeats)
+        watch = (found["cpu_equipped_s"] - found["cpu_bare_s"]) / 20
+    return {"call_us": round(calls[len(calls) // 2] * 1e3, 2), "picture_us": round(watch * 1e6, 1)}
+
+
+def bank_of(host: Any, number: int) -> Bank:
+    """Return a bank in memory: the gates of the bundled membranes, and copies of some under made-up names.
+
+    Copied are those that stay closed on the prompts of `batches`: a bank of that many different concepts has few that
+    a prompt means, and a copy of an open gate would be one more.
+    """
     draw, encoder_hash = random.Random(0), host.text_encoder_hash()
-    nouns = list(dict.fromkeys(NOUNS))
-    gates = []
-    for name in nouns[:: max(1, len(nouns) // num_fits)][:num_fits]:
-        concept, generator = Concept(name), torch.Generator().manual_seed(0)
-        examples = {"positives": wordings(concept), "negatives": negatives(concept)}
-        found = fit(concept, host.encode, **examples, encoder_hash=encoder_hash, generator=generator)
-        gates.append((name, GateState("transport", *found.to_parts())))
-    bank = Bank(tempfile.mkdtemp())
-    names = dict(gates)
-    made = {"".join(draw.choices(SYLLABLES, k=3)) + f" {''.join(draw.choices(SYLLABLES, k=2))}" for _ in range(30_000)}
-    for number, name in enumerate(sorted(made)[: 10_000 - len(names)]):
-        names[name] = gates[number % len(gates)][1]
-    pairs = {"site": (torch.ones(2, 1), torch.ones(1, 2))}
-    for name, gate in names.items():
-        bank.add(Membrane(pairs, Concept(name), Provenance(text_encoder_hash=encoder_hash), gate))
+    real = [spm.zoo.membrane(name) for name in spm.zoo.membranes()]
+    rule, prompts = Transport(), host.encode([prompt for batch in batches(1) for prompt in batch])
+    closed = [m for m in real if not any(d.gamma for d in rule.decide(prompts, gated_concept(host, m)))]
+    made: set[str] = set()
+    while len(made) < number:
+        made.add("".join(draw.choices(SYLLABLES, k=3)) + f" {''.join(draw.choices(SYLLABLES, k=2))}")
+    bank, pairs = Bank(tempfile.mkdtemp()), {"site": (torch.ones(2, 1), torch.ones(1, 2))}
+    told = Provenance(text_encoder_hash=encoder_hash)
+    for membrane in real[:number]:
+        bank.add(Membrane(pairs, membrane.concept, told, membrane.gate))
+    for place, name in enumerate(sorted(made)[: max(0, number - len(real))]):
+        bank.add(Membrane(pairs, Concept(name), told, closed[place % len(closed)].gate))
+    return bank
+
+
+def remembering(host: Any) -> Callable[[Sequence[str]], list[Any]]:
+    """Let a host encode every text once: what is timed then is the decision."""
     known: dict[str, Any] = {}
     encode = host.encode
 
@@ -245,73 +289,118 @@ def gate_case(pipe: Any, num_fits: int, repeats: int) -> dict[str, Any]:
         return [known[text] for text in texts]
 
     host.encode = remembered
-    gate = BankGate(host, pipe.unet, bank, Transport(), 1.0, "open", Trace())
-    subjects = [name for name, _ in gates][:16] or ["cat"]
-    batches = [[f"a {paint} icon of a {s}" for s in (subjects * 16)[:16]] for paint in ("neon", *["flat"] * repeats)]
-    batches = [[f"{text}, no. {number}" for text in batch] for number, batch in enumerate(batches)]
+    return remembered
+
+
+def gate_time(host: Any, denoiser: Any, bank: Bank, repeats: int) -> dict[str, Any]:
+    """γ for 16 prompts against a bank, after encoding: every batch names 16 of its concepts in new words."""
+    encode = remembering(host)
+    gate = BankGate(host, denoiser, bank, Transport(), 1.0, "open", Trace())
     taken = []
-    for batch in batches:
-        remembered(batch)
+    for batch in batches(repeats):
+        encode(batch)
         taken.append(timed(lambda batch=batch: gate.decide(batch)))
-    rule = Transport()
-    concepts = gate._gated(list(names)[:200])
-    for batch in batches[:1]:
-        found = gate.decide(batch)
-        for name, concept in concepts.items():
-            for prompt, decision in zip(batch, rule.decide(remembered(batch), concept), strict=True):
-                default = Decision(0.0, "")
-                assert decision.gamma == found[prompt].get(name, default).gamma, (prompt, name)
-    opened = sum(any(d.gamma for d in decisions.values()) for decisions in gate.decide(list(CAPTIONS)).values())
-    cpu = [1000 * seconds for seconds, _ in taken[1:]]
+    candidates = [len(found) for found in gate._candidates(encode(batch))]
+    tokens = sum(len(prompt.token_ids) + 1 for prompt in encode(batch))
+    states = torch.ones(tokens, encode(batch)[0].states.shape[1])
+    probes = torch.ones(states.shape[1], len(bank))
+    product = min(timed(lambda: states @ probes)[0] for _ in range(5))
+    milliseconds = sorted(1000 * seconds for seconds, _ in taken[1:])
     return {
-        "milliseconds": statistics.median(cpu),
-        "first_batch_milliseconds": 1000 * taken[0][0],
-        "concepts": len(names),
-        "fitted_gates": len(gates),
-        "captions": len(CAPTIONS),
-        "captions_that_open_something": opened,
+        "concepts": len(bank),
+        "milliseconds": round(milliseconds[len(milliseconds) // 2], 3),
+        "first_batch_milliseconds": round(1000 * taken[0][0], 3),
+        "product_milliseconds": round(1000 * product, 3),
+        "tokens": tokens,
+        "candidates_a_prompt": round(sum(candidates) / len(candidates), 2),
+    }
+
+
+def gate_case(pipe: Any, repeats: int) -> dict[str, Any]:
+    """The gate at 10,000 concepts: its time, that it decides as the rule alone does, and how many prompts it opens."""
+    host = host_for(pipe)
+    bank = bank_of(host, 10_000)
+    found = gate_time(host, pipe.unet, bank, repeats)
+    gate = BankGate(host, pipe.unet, bank, Transport(), 1.0, "open", Trace())
+    rule, encode = Transport(), host.encode
+    asked = batches(0)[0]
+    decided = gate.decide(asked)
+    for name, concept in gate._gated(list(bank.names)[::50]).items():
+        for prompt, decision in zip(asked, rule.decide(encode(asked), concept), strict=True):
+            assert decision.gamma == decided[prompt].get(name, Decision(0.0, "")).gamma, (prompt, name)
+    names = [told for name in spm.zoo.membranes() for told in spm.zoo.membrane(name).concept.names]
+    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in NOUNS[::2] for form in TEMPLATES)]
+    unrelated = [text for text in prompts if not any(find(name, split(text), known=None) for name in names)]
+    decisions: dict[str, dict[str, Decision]] = {}
+    for start in range(0, len(unrelated), 64):
+        decisions |= gate.decide(unrelated[start : start + 64])
+    opened = [text for text in unrelated if any(d.gamma for d in decisions[text].values())]
+    return found | {
+        "real_gates": len(spm.zoo.membranes()),
+        "unrelated_prompts": len(unrelated),
+        "opened": len(opened),
+        "opened_share": round(len(opened) / len(unrelated), 5),
+        "opened_prompts": opened[:40],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["emoji", "sd15"], default="emoji")
+    parser.add_argument("--model", choices=list(MODELS), default="emoji")
     parser.add_argument("--latent-size", type=int, default=16, help="height and width of the latents")
     parser.add_argument("--steps", type=int, default=20, help="of one picture; a picture also has a fixed cost")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of runs of a case")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a case, after which no further pair begins")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fits", type=int, default=8, help="gates that are really fitted")
-    parser.add_argument("--parts", default="rows,rivals,gate")
+    parser.add_argument("--parts", default="none,rows,own,rivals,idle,gate")
+    parser.add_argument("--adapters", type=int, nargs="*", default=[1, 4, 16], help="numbers of PEFT adapters")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    target = options.out or RESULTS / f"run_paths_{options.model}.json"
+    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    found |= {"model": MODELS[options.model], "cases": found.get("cases", {})}
     pipe = load_model(options.model, options.latent_size)
-    bench = Bench(pipe, options.latent_size, options.steps, options.repeats)
-    found: dict[str, Any] = {}
     parts = options.parts.split(",")
+
+    def keep(title: str, result: dict[str, Any]) -> None:
+        barred = options.model == "sd15" or title not in AT_FULL_SIZE
+        told = {"bar": BARS.get(title) if barred else None} if CLOCK in result else {}
+        run = {"latent_size": options.latent_size, "steps": options.steps, "machine": machine(torch.get_num_threads())}
+        found["cases"][title] = result | told | run
+        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "membranes"
         folder.mkdir()
+        bench = Bench(pipe, options)
         cases: list[Iterator[tuple[str, dict[str, Any]]]] = []
-        cases += [rows_cases(bench, folder, options.rows)] if "rows" in parts else []
-        cases += [rivals(bench, Path(name), (1, 4))] if "rivals" in parts else []
+        cases += [none_case(bench)] if "none" in parts else []
+        cases += [rows_cases(bench, folder)] if "rows" in parts else []
+        cases += [own_case(bench)] if "own" in parts else []
+        cases += [rivals(bench, Path(name), options.adapters)] if "rivals" in parts else []
         for case in cases:
             for title, result in case:
-                found[title] = result | {"bar": BARS.get(title)}
-                bar = f"  bar {BARS[title]}" if title in BARS else ""
-                print(
-                    f"{title:35} cpu x{result['cpu']:.3f}  wall x{result['wall']:.3f}{bar}  {result.get('paths', '')}",
-                    flush=True,
-                )
+                keep(title, result)
+                shown = found["cases"][title]
+                low, high = result[f"{CLOCK}_interval"]
+                bar = f"  bar {shown['bar']} {verdict(shown)}" if shown["bar"] else ""
+                least = f"  floor x{result['floor']['ratio']:.3f}" if "floor" in result else ""
+                print(f"{title:42} cpu x{result['cpu']:.3f} [{low:.3f}, {high:.3f}]", end="")
+                print(f"  wall x{result['wall']:.3f}  {result['pairs']} pairs{least}{bar}", flush=True)
+    if "idle" in parts:
+        torch.set_num_threads(1)
+        keep(IDLE_ALONE, result := idle_cost(pipe, options.repeats))
+        print(IDLE_ALONE, result, flush=True)
     if "gate" in parts and options.model == "emoji":
         torch.set_num_threads(1)
-        found["gate"] = gate_case(pipe, options.fits, options.repeats)
-        print("gate", found["gate"], flush=True)
-    machine = {"load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version()}
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    target = options.out or RESULTS / f"run_paths_{options.model}.json"
-    target.write_text(json.dumps({"options": told, "machine": machine, "found": found}, indent=1) + "\n")
+        result = gate_case(pipe, options.repeats)
+        met = {True: "met", False: "missed"}
+        result["bar_milliseconds"], result["bar_opened"] = GATE_BAR_MS, OPENED_BAR
+        result["verdict"] = met[result["milliseconds"] <= GATE_BAR_MS]
+        result["verdict_opened"] = met[result["opened_share"] <= OPENED_BAR]
+        keep("gate", result)
+        print("gate", result, flush=True)
 
 
 if __name__ == "__main__":

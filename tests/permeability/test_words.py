@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semipermeable.permeability.vocabulary import known_words
-from semipermeable.permeability.words import find, forms, found_as_text, is_slip, split
+from semipermeable.permeability.words import _IRREGULAR, _LONGEST_ENDING, find, forms, found_as_text, is_slip, split
 
 KNOWN = known_words()
 
@@ -104,3 +104,15 @@ def test_slips_are_symmetric_in_length_and_never_the_word_itself(word, name):
     if is_slip(word, name):
         assert abs(len(word) - len(name)) <= 1
         assert len(set(word) ^ set(name)) <= 2
+
+
+def test_words_that_share_a_form_differ_by_no_more_letters_than_the_longest_ending():
+    """`find` compares no others where it looks for a name that is glued together or written apart."""
+    words = {word[:end] + ending for word in KNOWN for end in (None, -1) for ending in ("", "s", "es", "ies", "ves")}
+    words |= {*_IRREGULAR, *_IRREGULAR.values(), *(word + "s" for word in _IRREGULAR.values())}
+    shared = {}
+    for word in words:
+        for form in forms(word):
+            shared.setdefault(form, []).append(len(word))
+    differences = [max(lengths) - min(lengths) for lengths in shared.values()]
+    assert max(differences) == _LONGEST_ENDING

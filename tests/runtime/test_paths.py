@@ -313,6 +313,34 @@ def test_a_cancelled_call_leaves_nothing_behind(tiny_unet, call):
     assert torch.equal(again, drawn(tiny_unet, binding.membranes, torch.ones(ROWS, 2), call, fold=True)[0])
 
 
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_forward_replaced_during_a_call_stays_replaced_and_the_next_call_goes_through_it(tiny_unet, call, fold):
+    """As offloading does it: it keeps the tap of the call in progress, which the next call must not set again."""
+    binding = Binding(tiny_unet, several(tiny_unet, 1), fold=fold)
+    module = find_sites(tiny_unet)["mid_block.attentions.0.proj_in"].module
+    expected = drawn(tiny_unet, binding.membranes, torch.ones(ROWS, 1), call)[0]
+    runs = []
+    with binding.activate(torch.ones(ROWS, 1)):
+        inner = module.forward
+
+        def outer(*args):
+            runs.append(len(runs))
+            return inner(*args)
+
+        module.forward = outer
+        call()
+    assert vars(module)["forward"] is outer
+    for _ in range(2):
+        with binding.activate(torch.ones(ROWS, 1)):
+            torch.testing.assert_close(call(), expected, **CLOSE)
+        assert vars(module)["forward"] is outer
+    assert len(runs) == 3
+    del module.forward
+    with binding.activate(torch.ones(ROWS, 1)):
+        torch.testing.assert_close(call(), expected, **CLOSE)
+    assert touched(tiny_unet) == []
+
+
 def test_threads_with_different_paths_share_a_denoiser(tiny_unet, call):
     membranes = several(tiny_unet, 3)
     binding = Binding(tiny_unet, membranes, fold=True)

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["Span", "Word", "find", "forms", "found_as_text", "is_slip", "split"]
 
@@ -24,6 +25,9 @@ _IRREGULAR = {
 }  # fmt: skip
 _SHORT = 5
 """Words shorter than this have too many neighbours: only a swap or a doubled letter counts as a slip."""
+
+_LONGEST_ENDING = 3
+"""No plural has more letters than this beyond its singular ("children")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ def split(text: str) -> list[Word]:
     return words
 
 
+@lru_cache(maxsize=1 << 15)
 def forms(word: str) -> frozenset[str]:
     """Return the word and the singulars it may be the plural of, e.g. {"cherries", "cherry"}."""
     found = {word}
@@ -126,8 +131,7 @@ def find(phrase: str, words: Sequence[Word], *, known: Collection[str] | None, a
         known: words that are never taken for a slip; None mends no slip at all.
         across: whether punctuation may stand between the phrase's words.
     """
-    wanted = [word.text for word in split(phrase)]
-    joined = "".join(wanted)
+    wanted, joined = _letters_of(phrase)
     spans: list[Span] = []
     for start in range(len(words)):
         for length in range(1, len(wanted) + 3):
@@ -145,12 +149,22 @@ def find(phrase: str, words: Sequence[Word], *, known: Collection[str] | None, a
     return spans
 
 
+@lru_cache(maxsize=1 << 15)
+def _letters_of(phrase: str) -> tuple[tuple[str, ...], str]:
+    """Return a phrase's words, and all their letters: a bank asks about the same phrases in every prompt."""
+    wanted = tuple(word.text for word in split(phrase))
+    return wanted, "".join(wanted)
+
+
 def _joins(window: Sequence[Word], joined: str) -> bool:
     """Whether a window of another number of words spells the same letters: "icecream", "sun-flower"."""
+    letters = "".join([word.text for word in window])
+    if abs(len(letters) - len(joined)) > _LONGEST_ENDING:
+        return False
     glued = all(word.hyphened for word in window[1:])
     if not (glued or (len(joined) >= _SHORT and all(word.tied for word in window[1:]))):
         return False
-    return _same("".join(word.text for word in window), joined)
+    return _same(letters, joined)
 
 
 def found_as_text(name: str, text: str) -> bool:

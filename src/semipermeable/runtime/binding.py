@@ -23,8 +23,7 @@ from semipermeable.runtime.folded import moves_weights
 from semipermeable.runtime.paths import Path, PathCounter
 from semipermeable.runtime.plans import Plan, make_plan
 from semipermeable.runtime.stacks import Group, Pair, group_of
-from semipermeable.runtime.taps import tapped
-from semipermeable.runtime.twin import Twin, is_compiled
+from semipermeable.runtime.twin import Twin
 from semipermeable.sites import Site, find_sites, resolve_sites
 
 __all__ = ["DEVICE_BYTES", "Binding"]
@@ -76,8 +75,11 @@ class Binding:
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._heads = {"": denoiser} if heads is None else dict(heads)
-        self._modules = [*self._heads.values(), *denoiser.modules()]
-        self._compiled = any(map(is_compiled, self._modules))
+        modules = [*self._heads.values(), *denoiser.modules()]
+        # Looked at in every call that acts: a module keeps its class, but `Module.compile` leaves an attribute.
+        self._wrapped = any(type(module).__name__ == "OptimizedModule" for module in modules)
+        self._attributes = [module.__dict__ for module in modules]
+        self._compiled = self._is_compiled()
         self._twin: Twin | None = None
         self.counter = counter or PathCounter()
         self._fold = fold
@@ -141,7 +143,7 @@ class Binding:
             SiteNotFiredError: after the block, if a site of an acting membrane did not run.
         """
         plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
-        if plan is not None and any(map(is_compiled, self._modules)) is not self._compiled:
+        if plan is not None and self._is_compiled() is not self._compiled:
             self._compiled = not self._compiled
             plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
         if plan is None:
@@ -159,8 +161,8 @@ class Binding:
                     yield stand_in
                     fired = twin.fired()
             else:
-                call = Call(plan, self._groups, self._texts)
-                with tapped(plan.sites, call):
+                call = Call(plan, self._texts)
+                with plan.taps.visited_by(call):
                     yield None
                 fired = call.fired
             self._verify(plan, fired)
@@ -193,6 +195,12 @@ class Binding:
     def inherit(self, other: "Binding") -> None:
         """Take over another binding's twin of the same denoiser, so that nothing is compiled anew."""
         self._twin = other._twin
+
+    def _is_compiled(self) -> bool:
+        """Whether calling the denoiser, or a part of it, runs compiled code: `twin.is_compiled` of any module."""
+        if self._wrapped:
+            return True
+        return any(own.get("_compiled_call_impl") is not None for own in self._attributes)
 
     def _may_fold(self) -> bool:
         return self._fold and not self._compiled and not torch.is_grad_enabled()

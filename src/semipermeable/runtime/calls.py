@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from semipermeable.runtime.paths import Path
-from semipermeable.runtime.plans import Plan
-from semipermeable.runtime.stacks import Group, Stack
+from semipermeable.runtime.plans import Plan, Ready
 from semipermeable.runtime.sums import accumulate_, products, run_with_weight
 from semipermeable.runtime.taps import Forward
 from semipermeable.sites import Site
@@ -38,19 +36,22 @@ class TextOutputs:
         self._most_bytes = most_bytes
         self._kept: Any = WeakTensorKeyDictionary()
 
-    def get(self, text: Tensor, site: Site, plan: Plan) -> Tensor | None:
-        """Return a site's output for these text rows, or None if it is not known or something has changed."""
-        kept: _Kept | None = self._kept.get(text, {}).get(site.name)
-        if kept is None or kept.plan() is not plan or kept.marks != _marks(text, site, kept.out):
-            return None
-        return kept.out
+    def of(self, text: Tensor) -> "dict[str, _Kept]":
+        """Return what is kept for these text rows, by site name."""
+        return self._kept.setdefault(text, {})
 
-    def put(self, text: Tensor, site: Site, plan: Plan, out: Tensor) -> None:
-        """Keep a site's output for these text rows."""
-        sites: dict[str, _Kept] = self._kept.setdefault(text, {})
-        held = sum(kept.out.numel() * kept.out.element_size() for kept in list(sites.values()))
-        if held + out.numel() * out.element_size() <= self._most_bytes or site.name in sites:
-            sites[site.name] = _Kept(weakref.ref(plan), out, _marks(text, site, out))
+    def get(self, kept: "dict[str, _Kept]", text: Tensor, site: Site, plan: Plan) -> Tensor | None:
+        """Return a site's output for text rows, or None if it is not known or something has changed."""
+        found = kept.get(site.name)
+        if found is None or found.plan() is not plan or found.marks != _marks(text, site, found.out):
+            return None
+        return found.out
+
+    def put(self, kept: "dict[str, _Kept]", text: Tensor, site: Site, plan: Plan, out: Tensor) -> None:
+        """Keep a site's output for text rows."""
+        held = sum(other.out.numel() * other.out.element_size() for other in list(kept.values()))
+        if held + out.numel() * out.element_size() <= self._most_bytes or site.name in kept:
+            kept[site.name] = _Kept(weakref.ref(plan), out, _marks(text, site, out))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -67,50 +68,45 @@ class Call:
 
     Args:
         plan: what each site does.
-        groups: site name to its group.
-        texts: outputs that stay the same from step to step, or None not to keep any.
+        texts: outputs that stay the same from step to step.
     """
 
-    def __init__(self, plan: Plan, groups: dict[str, Group], texts: TextOutputs | None) -> None:
+    def __init__(self, plan: Plan, texts: TextOutputs) -> None:
         self.fired: set[str] = set()
         self._plan = plan
-        self._groups = groups
+        self._sites = plan.sites
+        self._weights = plan.weights
         self._texts = texts
+        self._text: Tensor | None = None
+        self._kept: dict[str, _Kept] | None = None
         self._shared: tuple[str, Tensor, Tensor] | None = None
 
     def visit(self, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the site's output, with what the membranes add; a module that is no site of ours runs as it is."""
-        site = self._plan.sites.get(module)
+        site = self._sites.get(module)
         if site is None:
             return forward(*args, **kwargs)
-        self.fired.add(site.name)
+        name = site.name
+        self.fired.add(name)
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        texts = self._texts if self._keeps(site, x) else None
-        if texts is None:
+        if name not in self._plan.texts or not _may_keep(x):
             return self._run(site, x, forward, args, kwargs)
-        out = texts.get(x, site, self._plan)
+        # All sites of a call that read the prompt read the same tensor: it is looked up once.
+        if x is not self._text or self._kept is None:
+            self._text, self._kept = x, self._texts.of(x)
+        out = self._texts.get(self._kept, x, site, self._plan)
         if out is None:
             out = self._run(site, x, forward, args, kwargs)
-            texts.put(x, site, self._plan, out)
+            self._texts.put(self._kept, x, site, self._plan, out)
         return out
 
-    def _keeps(self, site: Site, x: Tensor) -> bool:
-        group = self._groups.get(site.name)
-        known = group is not None and group.text and site.module is site.layer and isinstance(site.layer, nn.Linear)
-        return (
-            known
-            and not torch.is_grad_enabled()
-            and not x.is_inference()
-            and not torch.is_autocast_enabled(x.device.type)
-        )
-
     def _run(self, site: Site, x: Tensor, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if self._plan.path is Path.FOLDED and self._plan.weights is not None:
-            return self._run_folded(site, x, self._plan.weights.on(site.name, x.device), forward)
+        if self._weights is not None:
+            return self._run_folded(site, x, self._weights.on(site.name, x.device), forward)
         out: Tensor = forward(*args, **kwargs)
-        stack = self._plan.stack(site.name, out.shape[0], out.device, out.dtype)
-        where, _ = self._plan.rows(out.shape[0])
-        hidden = self._hidden(site, x, where, stack, out)
+        ready = self._plan.ready(site.name, out.shape[0], out.device, out.dtype)
+        where, stack = ready.where, ready.stack
+        hidden = self._hidden(site, x, ready, out)
         if where is None:
             accumulate_(site.layer, out, hidden, stack.u, stack.gamma)
         elif isinstance(where, slice):
@@ -118,10 +114,9 @@ class Call:
         else:
             # In place, so that the output keeps its memory format: the layers after this one would run other code
             # otherwise, and rows that no membrane acts on would differ in their last bits.
-            rows = where.to(out.device)
-            part = out[rows]
+            part = out[where]
             accumulate_(site.layer, part, hidden, stack.u, stack.gamma)
-            out.index_copy_(0, rows, part)
+            out.index_copy_(0, where, part)
         return out
 
     def _run_folded(self, site: Site, x: Tensor, weight: Tensor, forward: Forward) -> Tensor:
@@ -134,23 +129,26 @@ class Call:
             return torch.cat([forward(x[: where.start]), folded])
         return torch.cat([folded, forward(x[where.stop :])])
 
-    def _hidden(self, site: Site, x: Tensor, where: slice | Tensor | None, stack: Stack, out: Tensor) -> Tensor:
+    def _hidden(self, site: Site, x: Tensor, ready: Ready, out: Tensor) -> Tensor:
         """Return v · x of the active rows; sites that read the same x share one product."""
-        joined = self._plan.joined(site.name, out.shape[0], out.device, out.dtype)
-        if joined is not None:
-            group, (v, part) = self._groups[site.name].key, joined
-            last = self._shared
-            if last is not None and last[0] == group and last[1] is x:
-                return last[2][..., part]
-            if part.start == 0:
-                rows = self._chosen(x, where).to(out.dtype)
-                hidden = products(site.layer, rows, v, own=stack.own)
-                self._shared = (group, x, hidden)
-                return hidden[..., part]
-        return products(site.layer, self._chosen(x, where).to(out.dtype), stack.v, own=stack.own)
+        if ready.joined is None or ready.group is None:
+            return products(site.layer, _chosen(x, ready.where, out.dtype), ready.stack.v, own=ready.stack.own)
+        last = self._shared
+        if last is None or last[0] != ready.group or last[1] is not x:
+            if ready.part.start:
+                # The first of the group did not read this x: the product for all would not be used again.
+                return products(site.layer, _chosen(x, ready.where, out.dtype), ready.stack.v, own=ready.stack.own)
+            hidden = products(site.layer, _chosen(x, ready.where, out.dtype), ready.joined, own=ready.stack.own)
+            last = self._shared = (ready.group, x, hidden)
+        return last[2][..., ready.part]
 
-    @staticmethod
-    def _chosen(x: Tensor, where: slice | Tensor | None) -> Tensor:
-        if where is None:
-            return x
-        return x[where] if isinstance(where, slice) else x[where.to(x.device)]
+
+def _may_keep(x: Tensor) -> bool:
+    """Whether what a site gives for x may be given again at the next step."""
+    return not (torch.is_grad_enabled() or x.is_inference() or torch.is_autocast_enabled(x.device.type))
+
+
+def _chosen(x: Tensor, where: slice | Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the rows of x that act, in the dtype of the site's output."""
+    rows = x if where is None else x[where]
+    return rows if rows.dtype is dtype else rows.to(dtype)

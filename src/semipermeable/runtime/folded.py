@@ -35,6 +35,7 @@ class EffectiveWeights:
     def __init__(self, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> None:
         self.weights = dict(weights)
         self._sites = tuple(sites)
+        self._layers = [site.layer for site in sites]
         self._marks = [_mark(site.weight) for site in sites]
         self._sample = _sample(sites)
 
@@ -51,20 +52,22 @@ class EffectiveWeights:
         Args:
             thorough: compare sampled values too: some adapters write into `.data`, which leaves no other mark.
         """
-        for site, mark in zip(self._sites, self._marks, strict=True):
-            if not is_plain(site.layer) or _mark(site.weight) != mark:
+        # Asked at every step: nothing here goes through a module's slow look-up of parameters.
+        for layer, (weight, version, address) in zip(self._layers, self._marks, strict=True):
+            now = layer.__dict__["_parameters"].get("weight")
+            if now is not weight or now._version != version or now.data_ptr() != address or not is_plain(layer):
                 return False
         return not thorough or torch.equal(_sample(self._sites), self._sample)
 
 
 class _Mark(NamedTuple):
-    identity: int
+    weight: Tensor
     version: int
     address: int
 
 
 def _mark(weight: Tensor) -> _Mark:
-    return _Mark(id(weight), weight._version, weight.data_ptr())
+    return _Mark(weight, weight._version, weight.data_ptr())
 
 
 def _sample(sites: Sequence[Site]) -> Tensor:

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semipermeable.errors import AttachError
 from semipermeable.membrane import Membrane
 from semipermeable.runtime.folded import EffectiveWeights, can_fold, fold_bytes, fold_weights
 from semipermeable.runtime.paths import Path
 from semipermeable.runtime.stacks import Group, Pair, Stack, join, stack_pairs
+from semipermeable.runtime.taps import Taps
 from semipermeable.sites import Site
 
-__all__ = ["Plan", "RowChoice", "make_plan"]
+__all__ = ["Plan", "Ready", "RowChoice", "make_plan"]
 
 SPLIT_RANK = 48
 """From this many pairs at one site on, half of the rows on each set of weights is taken to cost less than the sums
@@ -35,6 +36,24 @@ class RowChoice(NamedTuple):
 
     where: slice | Tensor | None
     strengths: Tensor
+
+
+class Ready(NamedTuple):
+    """What one site on the side path needs for an input of one number of rows, on one device, in one dtype.
+
+    Args:
+        where: the rows that act, on the device; see `RowChoice`.
+        stack: the site's pairs.
+        group: which sites share this one's input, and their v · x; None if none does.
+        joined: the v of all sites of the group, shape (k, in) or (rows, k, in); None without a group.
+        part: which of them are this site's own.
+    """
+
+    where: slice | Tensor | None
+    stack: Stack
+    group: str | None
+    joined: Tensor | None
+    part: slice
 
 
 class Plan:
@@ -63,6 +82,7 @@ class Plan:
         self.path = path
         self.membranes = tuple(membranes)
         self.sites = {site.module: site for site in sites}
+        self.taps = Taps(self.sites)
         self.names = frozenset(site.name for site in sites)
         self.weights = weights
         self.pairs = pairs
@@ -70,18 +90,34 @@ class Plan:
         self._rows: dict[int, RowChoice] = {}
         self._stacks: dict[tuple[str, int, torch.device, torch.dtype], Stack] = {}
         self._joined: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
+        self._ready: dict[tuple[str, int, torch.device, torch.dtype], Ready] = {}
+        self._counted = (-1, 0)
         self._members: dict[str, list[str]] = {}
         for name in (site.name for site in sites):
             if name in groups:
                 self._members.setdefault(groups[name].key, []).append(name)
         self._groups = {name: group for name, group in groups.items() if len(self._members.get(group.key, ())) > 1}
+        self.texts = frozenset(
+            site.name
+            for site in sites
+            if site.module is site.layer
+            and isinstance(site.layer, nn.Linear)
+            and site.name in groups
+            and groups[site.name].text
+        )
+        """Names of the sites that read nothing but the prompt."""
 
     @property
     def num_bytes(self) -> int:
         """Device memory that it holds."""
-        held = sum(stack.num_bytes for stack in list(self._stacks.values()))
-        folded = self.weights.weights.values() if self.weights else ()
-        return held + sum(weight.numel() * weight.element_size() for weight in folded)
+        number, total = self._counted
+        if number != len(self._stacks):
+            stacks = list(self._stacks.values())
+            folded = self.weights.weights.values() if self.weights else ()
+            total = sum(stack.num_bytes for stack in stacks)
+            total += sum(weight.numel() * weight.element_size() for weight in folded)
+            self._counted = (len(stacks), total)
+        return total
 
     def rows(self, num_rows: int) -> RowChoice:
         """Return which of `num_rows` rows act; every row of the call may appear several times, one after the other.
@@ -101,7 +137,24 @@ class Plan:
             self._rows[num_rows] = RowChoice(_where(index, num_rows), strengths[index])
         return self._rows[num_rows]
 
-    def stack(self, name: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> Stack:
+    def ready(self, name: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> Ready:
+        """Return what a site needs, made at its first call."""
+        key = (name, num_rows, device, dtype)
+        ready = self._ready.get(key)
+        if ready is None:
+            stack = self._stack(name, num_rows, device, dtype)
+            where = self.rows(num_rows).where
+            joined, part = self._part(name, num_rows, device, dtype)
+            ready = self._ready[key] = Ready(
+                where.to(device) if isinstance(where, Tensor) else where,
+                stack,
+                None if joined is None else self._groups[name].key,
+                joined,
+                part,
+            )
+        return ready
+
+    def _stack(self, name: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> Stack:
         """Return the pairs of a site; those of sites with the same input are made together."""
         key = (name, num_rows, device, dtype)
         if key not in self._stacks:
@@ -117,20 +170,16 @@ class Plan:
                 self._stacks[member, num_rows, device, dtype] = stack
         return self._stacks[key]
 
-    def joined(self, name: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, slice] | None:
+    def _part(self, name: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, slice]:
         """Return the v of all sites that share this site's input, and its own part; None if it shares with none."""
         group = self._groups.get(name)
         both = self._joined.get((group.key, num_rows, device, dtype)) if group else None
         if group is None or both is None:
-            return None
-        begin = 0
-        for member in self._members[group.key]:
-            stack = self._stacks[member, num_rows, device, dtype]
-            length = stack.u.shape[-2]
-            if member == name:
-                return both, slice(begin, begin + length)
-            begin += length
-        return None
+            return None, slice(None)
+        members = self._members[group.key]
+        lengths = [self._stacks[member, num_rows, device, dtype].u.shape[-2] for member in members]
+        at = members.index(name)
+        return both, slice(sum(lengths[:at]), sum(lengths[: at + 1]))
 
 
 def _where(index: Tensor, num_rows: int) -> slice | Tensor | None:

@@ -52,6 +52,9 @@ def accumulate_(layer: nn.Module, out: Tensor, hidden: Tensor, u: Tensor, gamma:
         _accumulate_channels_(out, hidden, u, gamma)
         return
     rows, k = out.shape[0], u.shape[-2]
+    if gamma is None and u.dim() == 2 and out.is_contiguous():
+        out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, k), u)
+        return
     flat = hidden.reshape(rows, -1, k)
     if gamma is not None:
         flat = flat * gamma[:, None, :]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Forward", "Visitor", "is_plain", "tapped"]
+__all__ = ["Forward", "Taps", "Visitor", "is_plain"]
 
 
 class Forward(Protocol):
@@ -51,7 +51,8 @@ class _Tap:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         visitor = _current.get()
-        if visitor is None:
+        # Without users it is only what somebody has wrapped: the tap around that one is visited.
+        if visitor is None or not self.users:
             return self.forward(*args, **kwargs)
         return visitor.visit(self.module, self.forward, args, kwargs)
 
@@ -62,28 +63,49 @@ def is_plain(module: nn.Module) -> bool:
     return own is None or (isinstance(own, _Tap) and own.own is None)
 
 
-@contextmanager
-def tapped(modules: Iterable[nn.Module], visitor: Visitor) -> Generator[None, None, None]:
-    """Let `visitor` run in place of the modules' forwards inside the `with` block, in this thread only."""
-    taps: list[_Tap] = []
-    with _lock:
-        for module in modules:
-            tap = module.__dict__.get("forward")
-            if not isinstance(tap, _Tap):
-                tap = _Tap(module)
-                module.__dict__["forward"] = tap
-            tap.users += 1
-            taps.append(tap)
-    token = _current.set(visitor)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+class Taps:
+    """The taps of some modules, made once and set by every call: a sampler makes the same call at every step.
+
+    Args:
+        modules: what is to be tapped.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._taps = tuple(_Tap(module) for module in modules)
+
+    @contextmanager
+    def visited_by(self, visitor: Visitor) -> Generator[None, None, None]:
+        """Let `visitor` run in place of the modules' forwards inside the `with` block, in this thread only."""
+        taps: list[_Tap] = []
         with _lock:
-            for tap in taps:
-                tap.users -= 1
-                if not tap.users:
-                    _take_away(tap)
+            for tap in self._taps:
+                taps.append(tap := _set(tap))
+                tap.users += 1
+        token = _current.set(visitor)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            with _lock:
+                for tap in taps:
+                    tap.users -= 1
+                    if not tap.users:
+                        _take_away(tap)
+
+
+def _set(tap: _Tap) -> _Tap:
+    """Return the tap that stands in for a module's forward from now on: this one, or another call's."""
+    module = tap.module
+    held = module.__dict__.get("forward")
+    if type(held) is _Tap:
+        return held
+    if held is not None or tap.own is not None:
+        # Whoever replaced the forward may have kept a tap of ours inside: that one must not be set around itself.
+        tap = _Tap(module)
+    else:
+        tap.forward = module.forward
+    module.__dict__["forward"] = tap
+    return tap
 
 
 def _take_away(tap: _Tap) -> None:
