@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from semipermeable.errors import UnknownNameError, ZooError, closest
-from semipermeable.files.atomic import write_atomically
 
 __all__ = ["ASSETS", "MANIFEST", "bundle_folder", "bundle_names", "digest", "read_manifest", "verify", "write_manifest"]
 
@@ -99,6 +98,8 @@ def write_manifest(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
     Raises:
         OutputError: if it cannot be written.
     """
+    from semipermeable.files.atomic import write_atomically  # here: with it comes torch, and names must come without
+
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
         for path in sorted(folder.rglob("*"))
