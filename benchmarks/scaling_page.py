@@ -359,10 +359,16 @@ def _line_with_interval(axis: Any, x: list[float], found: list[dict[str, Any]], 
 def _ratio_axis(axis: Any, x: list[float], label: str) -> None:
     axis.axhline(1, color="black", linewidth=0.6)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(x, [str(value) for value in x])
-    axis.minorticks_off()
+    _ticks(axis, x)
     axis.set(xlabel=label, ylabel="processor time over bare")
     axis.legend(frameon=False, fontsize=8)
+
+
+def _ticks(axis: Any, x: list[float]) -> None:
+    """Label the points, but none so near to the one before that the numbers would touch."""
+    shown = [value for value, before in zip(x, [0.0, *x], strict=False) if value >= 1.5 * before]
+    axis.set_xticks(shown, [str(value) for value in shown])
+    axis.minorticks_off()
 
 
 def _gate(axis: Any) -> None:
@@ -397,7 +403,6 @@ def _device(axis: Any) -> None:
         axis.plot(x, y, "o-", color=colour, markersize=4, label=f"{which} rows")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks(x, [str(value) for value in x])
-    axis.minorticks_off()
+    _ticks(axis, x)
     axis.set(xlabel="active concepts", ylabel="megabytes held on the device")
     axis.legend(frameon=False, fontsize=8)
