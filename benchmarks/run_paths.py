@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from floor import call_cost, machine_rates
 from gate_roc import CAPTIONS as HELD_OUT
-from scaling_page import CLOCK, verdict
+from scaling_page import AT_FULL_SIZE, CLOCK, verdict
 from timing import MODELS, drawer, load_model, machine, paired, random_membrane, sibling, summary, timed
 
 import semipermeable as spm
@@ -48,8 +48,6 @@ CONDITIONAL = "one active on conditional rows"
 OWN = "16 rows, 16 concepts each"
 HUNDRED = "100 active on every row"
 BARS = {IDLE: 1.01, ALL_ROWS: 1.02, CONDITIONAL: 1.05, OWN: 1.15, HUNDRED: 1.30}
-AT_FULL_SIZE = (CONDITIONAL,)
-"""Cases whose bar is for a UNet of Stable Diffusion's size."""
 GATE_BAR_MS = 20.0
 OPENED_BAR = 0.01
 TOLERANCE = 2e-3

@@ -19,6 +19,8 @@ MARKED = re.compile(r"(<!-- scaling:(\w+) -->\n).*?(<!-- /scaling -->)", re.S)
 SD15_PAIRS = 423_936
 """Parameters of a membrane on all 192 sites of Stable Diffusion 1.4 (SPM, and docs/method.md)."""
 FLEET = 100_000
+AT_FULL_SIZE = ("one active on conditional rows",)
+"""Cases whose bar is for a UNet of the size of Stable Diffusion's."""
 CLOCK = "cpu"
 """Which clock decides on a bar. Other programs ran on the same cores; wall time measures them as well."""
 MEASURED, LEAST, SIDE, BAR = "#1d4ed8", "#6b7280", "#b45309", "#b91c1c"
@@ -27,6 +29,15 @@ MEASURED, LEAST, SIDE, BAR = "#1d4ed8", "#6b7280", "#b45309", "#b91c1c"
 def read(path: Path) -> dict[str, Any]:
     """Return a result, or {} where there is none yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def cases(model: str) -> dict[str, dict[str, Any]]:
+    """Return the cases of `run_paths.py`; a bar for the size of SD 1.5 is none for the bundled model."""
+    found = read(PATHS[model]).get("cases", {})
+    return {
+        title: case | {"bar": None} if model == "bundled" and title in AT_FULL_SIZE else case
+        for title, case in found.items()
+    }
 
 
 def points(part: str) -> list[dict[str, Any]]:
@@ -73,10 +84,11 @@ def least(found: dict[str, Any]) -> str:
 def bars() -> str:
     """Return every bar with what was measured on both models."""
     rows = []
-    cases = {model: read(path).get("cases", {}) for model, path in PATHS.items()}
-    titles = list(dict.fromkeys(title for found in cases.values() for title in found))
-    for title in sorted(titles, key=lambda title: not any(found.get(title, {}).get("bar") for found in cases.values())):
-        for model, found in cases.items():
+    told_by = {model: cases(model) for model in PATHS}
+    titles = list(dict.fromkeys(title for found in told_by.values() for title in found))
+    barred = {title for found in told_by.values() for title, case in found.items() if case.get("bar")}
+    for title in sorted(titles, key=lambda title: title not in barred):
+        for model, found in told_by.items():
             case = found.get(title)
             if case is None or "wall" not in case or title.startswith(("PEFT", "set_adapters", "membrane read")):
                 continue
@@ -91,8 +103,8 @@ def bars() -> str:
 def rivals() -> str:
     """Return what other ways to equip a pipeline cost in the same run."""
     rows = []
-    for model, path in PATHS.items():
-        for title, case in read(path).get("cases", {}).items():
+    for model in PATHS:
+        for title, case in cases(model).items():
             if title.startswith(("PEFT", "set_adapters", "membrane read")):
                 rows.append([title, model, ratio(case), f"{case['wall']:.3f}", str(case["pairs"])])
     return table(["way", "model", "processor time", "wall time", "pairs"], rows)
@@ -101,8 +113,8 @@ def rivals() -> str:
 def findings() -> str:
     """Return which bars are met and which are missed, in one line each."""
     told: dict[str, list[str]] = {}
-    for model, path in PATHS.items():
-        for title, case in read(path).get("cases", {}).items():
+    for model in PATHS:
+        for title, case in cases(model).items():
             if case.get("bar"):
                 told.setdefault(verdict(case), []).append(f"{title} ({model})")
             if title == "gate":
@@ -113,12 +125,12 @@ def findings() -> str:
 
 def idle() -> str:
     """Return what an idle call pays, timed by itself, over the bare calls of both models."""
-    alone = read(PATHS["bundled"]).get("cases", {}).get("what an idle call pays, by itself")
+    alone = cases("bundled").get("what an idle call pays, by itself")
     if alone is None:
         return "Not measured yet."
     rows = []
-    for model, path in PATHS.items():
-        case = read(path).get("cases", {}).get("bank of 1,000, none active")
+    for model in PATHS:
+        case = cases(model).get("bank of 1,000, none active")
         if case is not None:
             picture = case["cpu_bare_s"] * 1e6
             paid = alone["call_us"] * case["steps"] + alone["picture_us"]
@@ -129,7 +141,7 @@ def idle() -> str:
 
 def gate_bars() -> str:
     """Return the two bars of the gate."""
-    case = read(PATHS["bundled"]).get("cases", {}).get("gate")
+    case = cases("bundled").get("gate")
     if case is None:
         return "Not measured yet."
     opened = f"{case['opened']} of {case['unrelated_prompts']} ({100 * case['opened_share']:.1f} %)"
@@ -271,8 +283,8 @@ def fleet() -> str:
 def hardware() -> str:
     """Return what was measured where."""
     lines = [_line(f"`scaling.py`, {part}", found) for part, found in read(SCALING).items()]
-    for model, path in PATHS.items():
-        for title, case in read(path).get("cases", {}).items():
+    for model in PATHS:
+        for title, case in cases(model).items():
             lines.append(_line(f"`run_paths.py`, {model}, {title}", [case]))
     head = ["figures", "processor", "threads", "memory", "load", "latents", "steps", "torch"]
     return table(head, lines)
@@ -359,10 +371,16 @@ def _line_with_interval(axis: Any, x: list[float], found: list[dict[str, Any]], 
 def _ratio_axis(axis: Any, x: list[float], label: str) -> None:
     axis.axhline(1, color="black", linewidth=0.6)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(x, [str(value) for value in x])
-    axis.minorticks_off()
+    _ticks(axis, x)
     axis.set(xlabel=label, ylabel="processor time over bare")
     axis.legend(frameon=False, fontsize=8)
+
+
+def _ticks(axis: Any, x: list[float]) -> None:
+    """Label the points, but none so near to the one before that the numbers would touch."""
+    shown = [value for value, before in zip(x, [0.0, *x], strict=False) if value >= 1.5 * before]
+    axis.set_xticks(shown, [str(value) for value in shown])
+    axis.minorticks_off()
 
 
 def _gate(axis: Any) -> None:
@@ -397,7 +415,6 @@ def _device(axis: Any) -> None:
         axis.plot(x, y, "o-", color=colour, markersize=4, label=f"{which} rows")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks(x, [str(value) for value in x])
-    axis.minorticks_off()
+    _ticks(axis, x)
     axis.set(xlabel="active concepts", ylabel="megabytes held on the device")
     axis.legend(frameon=False, fontsize=8)
