@@ -6,6 +6,7 @@ FOLDER, by default `out/fuzz/`. Continuous integration runs it for seconds (`tes
 for minutes.
 """
 
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -75,7 +76,10 @@ def main() -> None:
     corpus = OUT / what / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     (corpus / "example").write_bytes(example if example is not None else example_membrane())
+    # A process begins with the peak of the one that started it: the limit counts from there.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + 2048
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={OUT / what}/", "-max_len=8192", "-print_final_stats=1"]
+    options.append(f"-rss_limit_mb={most}")
     atheris.Setup([sys.argv[0], *options, str(corpus)], target)
     atheris.Fuzz()
 
