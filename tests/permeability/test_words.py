@@ -116,3 +116,15 @@ def test_words_that_share_a_form_differ_by_no_more_letters_than_the_longest_endi
             shared.setdefault(form, []).append(len(word))
     differences = [max(lengths) - min(lengths) for lengths in shared.values()]
     assert max(differences) == _LONGEST_ENDING
+
+
+@given(st.text(alphabet="abcdefgos", min_size=1, max_size=7), st.text(alphabet="abcdefgos", min_size=1, max_size=7))
+def test_a_slip_begins_with_one_of_the_names_first_two_letters(word, name):
+    # What lets `find` pass over most words of a prompt unread.
+    assert not is_slip(word, name) or word[0] in name[:2]
+
+
+@pytest.mark.parametrize("word", ["mice", "people", "oxen", "teeth", "cherries", "wolves", "churches", "sunflowers"])
+def test_a_plural_begins_like_its_singular(word):
+    assert len(forms(word)) > 1
+    assert {form[0] for form in forms(word)} == {word[0]}

@@ -62,6 +62,12 @@ def _fold(text: str) -> str:
 
 def split(text: str) -> list[Word]:
     """Return the words of a text, normalised."""
+    return list(_split(text))
+
+
+@lru_cache(maxsize=1 << 12)
+def _split(text: str) -> tuple[Word, ...]:
+    """Remembered, since an index and the rule read the same prompts, and every concept asks about the same phrases."""
     folded = _POSSESSIVE.sub("", _fold(text))
     words: list[Word] = []
     end = 0
@@ -70,7 +76,7 @@ def split(text: str) -> list[Word]:
         tied = bool(words) and _JOINERS.fullmatch(gap) is not None
         words.append(Word(match.group(), tied, tied and not any(c.isspace() for c in gap)))
         end = match.end()
-    return words
+    return tuple(words)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -133,10 +139,16 @@ def find(phrase: str, words: Sequence[Word], *, known: Collection[str] | None, a
     """
     wanted, joined = _letters_of(phrase)
     spans: list[Span] = []
-    for start in range(len(words)):
+    if not wanted:
+        return spans
+    # A plural begins like its singular, and the one slip that changes how a word begins swaps its first two letters.
+    begins = wanted[0][:2]
+    for start, first in enumerate(words):
+        if first.text[0] not in begins:
+            continue
         for length in range(1, len(wanted) + 3):
             window = words[start : start + length]
-            if not wanted or len(window) < length or not (across or all(word.tied for word in window[1:])):
+            if len(window) < length or not (across or all(word.tied for word in window[1:])):
                 break
             if length == len(wanted):
                 misses = [(w.text, n) for w, n in zip(window, wanted, strict=True) if not _same(w.text, n)]
