@@ -22,8 +22,8 @@ def host(pipe):
     return host_for(pipe)
 
 
-def gate_for(host, spec, concept):
-    calibration = fit(
+def fitted(host, spec, concept):
+    return fit(
         concept,
         host.encode,
         positives=wordings(concept),
@@ -31,7 +31,10 @@ def gate_for(host, spec, concept):
         encoder_hash=host.text_encoder_hash(),
         generator=torch.Generator().manual_seed(0),
     )
-    gate = GateState("transport", *calibration.to_parts())
+
+
+def gate_for(host, spec, concept):
+    gate = GateState("transport", *fitted(host, spec, concept).to_parts())
     return GatedConcept(concept, tuple(host.encode(list(concept.names))), host.encode([""])[0], gate)
 
 
@@ -68,3 +71,18 @@ def test_the_papers_rule_never_closes_here(host, spec):
     unrelated = gammas(PaperTransport(), host, ["", "an icon of a dog"], gated)
     assert min(unrelated) > 0.05
     assert gammas(PaperTransport(), host, ["an icon of a cat"], gated) == [1.0]
+
+
+def test_a_probe_that_cannot_find_its_own_names_is_off(host, spec):
+    penguin = fitted(host, spec, Concept("penguin"))
+    assert penguin.held_out_open_rate < 0.5
+    assert penguin.threshold is None
+    neon = fitted(host, spec, Concept("neon"))
+    assert neon.held_out_open_rate >= 0.5
+    assert neon.threshold is not None
+
+
+def test_no_negative_of_a_fit_opens_the_gate(host, spec):
+    neon = gate_for(host, spec, Concept("neon"))
+    closed = [example.text for example in negatives(neon.concept, [*spec.object_names, *spec.styles])]
+    assert gammas(Transport(), host, closed, neon) == [0.0] * len(closed)

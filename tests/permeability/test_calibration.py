@@ -54,6 +54,25 @@ def test_no_negative_reaches_the_threshold_with_the_stored_probe(calibration):
     assert max(scores) < calibration.threshold
 
 
+def test_the_ending_of_the_names_plural_makes_no_negative_one_that_carries_the_name():
+    # In a small vocabulary "cats" and "two dogs" end in the same token; left out of the fit, every plural opened.
+    encode = encoder(endings=True)
+    gate = fit(
+        CAT,
+        encode,
+        positives=wordings(CAT),
+        negatives=negatives(CAT, VOCABULARY),
+        encoder_hash="",
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert gate.threshold is not None
+    plurals = [e.text for e in negatives(CAT, VOCABULARY) if " cat" not in f" {e.text}" and "dogs" in e.text]
+    assert plurals
+    assert (
+        max(gate.probe.score(prompt) for prompt in encode([*plurals, "two balls", "boats on lakes"])) < gate.threshold
+    )
+
+
 def test_same_seed_same_gate(calibration):
     again = fitted()
     assert torch.equal(again.weight, calibration.weight)

@@ -3,12 +3,13 @@
 Negatives are dealt into folds by subject, several times over, and every fold's probe is fitted without its subjects and
 without its templates. So each negative is scored by a probe that never saw its subject, each positive by one that never
 saw its template. The threshold lies above every such held-out negative, and above every negative for the probe that is
-stored (fitted on everything), by a margin. A probe that would then open no held-out positive is off, and the names
-alone decide.
+stored (fitted on everything), by a margin. A probe that would then open less than half of the held-out positives is off,
+and the names alone decide: where it cannot find the names it was fitted on, what it finds elsewhere is chance.
 
 Negatives that contain a name's last token ("cat face" beside "cat", "dande|lion" beside "lion") are left to the names
 and the phrases to keep: in a causal text encoder the token "cat" has one state before whatever follows, so no probe
-could tell them apart there. The rule never asks the probe about such prompts either.
+could tell them apart there. The rule never asks the probe about such prompts either. It does ask about prompts with no
+more than the ending of a name's plural, which many a small vocabulary has as a token of its own: those are negatives.
 """
 
 import math
@@ -40,6 +41,8 @@ _MARGIN = 0.5
 """Part of the way from the highest held-out negative to the median held-out positive."""
 _MIN_MARGIN = 2.0
 """Least distance above the highest held-out negative, in log-odds; see docs/gate.md for what the margins give."""
+_MIN_OPEN_RATE = 0.5
+"""Share of held-out positives that a probe must open to be asked at all."""
 _MIN_EACH = 6
 _BATCH = 64
 
@@ -51,7 +54,7 @@ class Calibration:
     Args:
         weight: w of the probe, shape (dim,), fp32.
         bias: b of the probe.
-        threshold: the probe opens at or above it; None: it would open no held-out positive and is off.
+        threshold: the probe opens at or above it; None: it would open less than half of the held-out positives and is off.
         keep: phrases that contain a name and mean something else.
         known: words that look like a misspelt name but are words.
         encoder_hash: SHA-256 of the text encoder's weights.
@@ -201,9 +204,11 @@ def fit(
     """
     keep = _phrases_to_keep(concept, negatives)
     _check(concept, positives, negatives, keep)
-    names = list(encode([form for name in concept.names for form in dict.fromkeys((name, plural(name)))]))
+    singular = list(encode(list(concept.names)))
+    names = [*singular, *encode([form for name in concept.names if (form := plural(name)) != name])]
     opens = _encode(encode, positives)
-    pairs = [(e, p) for e, p in zip(negatives, _encode(encode, negatives), strict=True) if not carries_name(p, names)]
+    encoded = zip(negatives, _encode(encode, negatives), strict=True)
+    pairs = [(e, p) for e, p in encoded if not carries_name(p, singular)]
     apart, others = [e for e, _ in pairs], [p for _, p in pairs]
     if not apart:
         raise CalibrationError(f"every negative contains a token of {concept.name!r}; pass prompts about other things")
@@ -222,16 +227,17 @@ def fit(
     threshold = ceiling + max(_MIN_MARGIN, _MARGIN * (median(high) - ceiling))
     opened = [score >= threshold for score in high]
     false_opened = [score >= threshold for score in low]
+    open_rate = sum(opened) / len(opened)
     return Calibration(
         weight=probe.weight,
         bias=probe.bias,
-        threshold=threshold if any(opened) else None,
+        threshold=threshold if open_rate >= _MIN_OPEN_RATE else None,
         keep=keep,
         known=_known(concept, negatives),
         encoder_hash=encoder_hash,
         num_positives=len(positives),
         num_negatives=len(negatives),
-        held_out_open_rate=sum(opened) / len(opened),
+        held_out_open_rate=open_rate,
         held_out_false_open_rate=sum(false_opened) / len(false_opened),
     )
 
