@@ -3,8 +3,8 @@
 Negatives are dealt into folds by subject, several times over, and every fold's probe is fitted without its subjects and
 without its templates. So each negative is scored by a probe that never saw its subject, each positive by one that never
 saw its template. The threshold lies above every such held-out negative, and above every negative for the probe that is
-stored (fitted on everything), by a margin. A probe that would then open less than half of the held-out positives is off,
-and the names alone decide: where it cannot find the names it was fitted on, what it finds elsewhere is chance.
+stored (fitted on everything), by a margin. A probe that would then open less than half of the held-out positives is
+off, and the names alone decide: where it cannot find the names it was fitted on, what it finds elsewhere is chance.
 
 Negatives that contain a name's last token ("cat face" beside "cat", "dande|lion" beside "lion") are left to the names
 and the phrases to keep: in a causal text encoder the token "cat" has one state before whatever follows, so no probe
@@ -54,7 +54,8 @@ class Calibration:
     Args:
         weight: w of the probe, shape (dim,), fp32.
         bias: b of the probe.
-        threshold: the probe opens at or above it; None: it would open less than half of the held-out positives and is off.
+        threshold: the probe opens at or above it; None: it would open less than half of the held-out positives, and
+            is off.
         keep: phrases that contain a name and mean something else.
         known: words that look like a misspelt name but are words.
         encoder_hash: SHA-256 of the text encoder's weights.

@@ -182,8 +182,8 @@ class _Screen(Generic[K]):
         slack = _SAFETY * _UNIT * (width + 1) * float(states.double().norm(dim=1).max()) * self._norms
         # One more rounding for the cut-off itself, which becomes fp32.
         cutoffs = (self._cutoffs - slack - 2 * _UNIT * self._cutoffs.abs()).float()
-        # x − y ≥ 0 exactly where x ≥ y. Few probes are reached by any token at all: those are found by one maximum, which
-        # is several times faster than looking through all pairs.
+        # x − y ≥ 0 exactly where x ≥ y. Few probes are reached by any token at all, and one maximum finds those several
+        # times faster than a look through all pairs.
         above = (states @ self._weights).sub_(cutoffs)
         some = (above.amax(dim=0) >= 0).nonzero().flatten()
         for token, place in (above[:, some] >= 0).nonzero().tolist():
