@@ -219,16 +219,17 @@ def fit(
         opened_scores, closed_scores = _held_out_scores(positives, opens, apart, others, names, generator)
         high.extend(opened_scores)
         low.extend(closed_scores)
+        # The threshold only rises with what is scored below: a probe that falls short already will not recover.
+        if _opened(high, _threshold(high, max(low))) < _MIN_OPEN_RATE:
+            break
     probe = fit_probe(opens, others, names)
     if probe is None:
         raise CalibrationError(
             f"no positive contains the tokens of {' or '.join(map(repr, concept.names))}; prompts.wordings writes some"
         )
     ceiling = max(*low, *(probe.score(prompt) for prompt in others))
-    threshold = ceiling + max(_MIN_MARGIN, _MARGIN * (median(high) - ceiling))
-    opened = [score >= threshold for score in high]
-    false_opened = [score >= threshold for score in low]
-    open_rate = sum(opened) / len(opened)
+    threshold = _threshold(high, ceiling)
+    open_rate = _opened(high, threshold)
     return Calibration(
         weight=probe.weight,
         bias=probe.bias,
@@ -239,8 +240,18 @@ def fit(
         num_positives=len(positives),
         num_negatives=len(negatives),
         held_out_open_rate=open_rate,
-        held_out_false_open_rate=sum(false_opened) / len(false_opened),
+        held_out_false_open_rate=_opened(low, threshold),
     )
+
+
+def _threshold(positive: Sequence[float], ceiling: float) -> float:
+    """Return a threshold above the highest negative score; it rises with that score."""
+    return ceiling + max(_MIN_MARGIN, _MARGIN * (median(positive) - ceiling))
+
+
+def _opened(scores: Sequence[float], threshold: float) -> float:
+    """Return the share of scores that reach a threshold."""
+    return sum(score >= threshold for score in scores) / len(scores)
 
 
 def _encode(encode: Encode, examples: Sequence[Example]) -> list[EncodedPrompt]:
