@@ -3,6 +3,7 @@
     python benchmarks/bench.py                      # all tables; hours
     python benchmarks/bench.py --tables quick       # a few minutes
     python benchmarks/bench.py --tables main --workers 2
+    python benchmarks/bench.py --benchmarks emoji-styles --erasers uce rece   # two rows of one benchmark
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
 and trained artefacts to `out/bench`.
@@ -12,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
+from semipermeable.errors import SemipermeableError
 from semipermeable.evaluation.experiments import Folders, run_experiments
 
 HOME = Path(__file__).resolve().parent.parent
@@ -21,6 +23,8 @@ def main():
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="*", default=[], help="folders of experiments/; none is all but quick")
+    parser.add_argument("--benchmarks", nargs="*", default=[], help="names of benchmarks; none is all")
+    parser.add_argument("--erasers", nargs="*", default=[], help="spec strings of erasers; none is all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--experiments", type=Path, default=HOME / "experiments")
     parser.add_argument("--results", type=Path, default=HOME / "results")
@@ -31,8 +35,12 @@ def main():
     tables = arguments.tables or [
         path.name for path in sorted(arguments.experiments.iterdir()) if path.is_dir() and path.name != "quick"
     ]
-    for path in run_experiments(folders, bar=progress_bar, tables=tables, workers=arguments.workers):
-        print(path)
+    chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
+    try:
+        for path in run_experiments(folders, bar=progress_bar, workers=arguments.workers, **chosen):
+            print(path)
+    except SemipermeableError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

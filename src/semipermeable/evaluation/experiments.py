@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from semipermeable.errors import ConfigError, closest
+from semipermeable.errors import ConfigError, UnknownNameError, closest
 from semipermeable.evaluation.benchmarks import benchmark
 from semipermeable.evaluation.benchmarks.plan import Benchmark
 from semipermeable.evaluation.erasers import Eraser, eraser, names
@@ -155,6 +155,8 @@ def run_experiments(
     *,
     bar: Bar,
     tables: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    erasers: Sequence[str] = (),
     workers: int = 1,
     find: Callable[[str], Benchmark] = benchmark,
     tools: Tools | None = None,
@@ -165,6 +167,8 @@ def run_experiments(
         folders: where everything lies.
         bar: gives progress bars.
         tables: names of tables; () is all.
+        benchmarks: names of benchmarks, with or without their version; () is all.
+        erasers: spec strings; () is all.
         workers: processes; they share the machine's cores.
         find: `name@version` → benchmark.
         tools: how models, erasers and judges are found; None is this package's way, with what was trained kept.
@@ -174,23 +178,41 @@ def run_experiments(
 
     Raises:
         ConfigError: if an experiment cannot be run.
-        UnknownNameError: if a benchmark, a case or an eraser does not exist.
+        UnknownNameError: if a benchmark, a case or an eraser does not exist, or no experiment is about one asked for.
         OutputError: if something cannot be written.
     """
-    everyone = read_experiments(folders.experiments, tables).values()
+    everyone = _about(list(read_experiments(folders.experiments, tables).values()), benchmarks, erasers)
     used = tools or Tools(eraser=partial(cached_eraser, folders.out / "artefacts"))
-    benchmarks = {name: find(name) for name in {one.benchmark for one in everyone}}
+    found = {name: find(name) for name in {one.benchmark for one in everyone}}
     # Whatever is misspelt in the last experiment is found before the first picture.
     waiting = [
         (_num_steps(used.eraser(one.eraser)), one)
         for one in everyone
-        if not finished(one, folders, benchmarks[one.benchmark])
+        if not finished(one, folders, found[one.benchmark])
     ]
     untrained = sorted((one for steps, one in waiting if not steps), key=lambda one: (one.plan, one.eraser))
     groups = [list(group) for _, group in groupby(untrained, key=lambda one: one.plan)]
     trained = sorted((pair for pair in waiting if pair[0]), key=lambda pair: (pair[0], pair[1].plan, pair[1].eraser))
     for group in [*groups, *([one] for _, one in trained)]:
-        yield from _run_group(group, folders, benchmarks[group[0].benchmark], bar, workers, used)
+        yield from _run_group(group, folders, found[group[0].benchmark], bar, workers, used)
+
+
+def _about(everyone: list[Experiment], benchmarks: Sequence[str], erasers: Sequence[str]) -> list[Experiment]:
+    """Return the experiments about some benchmarks and erasers."""
+    known = {one.benchmark for one in everyone} | {one.benchmark.partition("@")[0] for one in everyone}
+    for what, asked, there in (
+        ("benchmark of these experiments", benchmarks, known),
+        ("eraser of these experiments", erasers, {one.eraser for one in everyone}),
+    ):
+        for name in asked:
+            if name not in there:
+                raise UnknownNameError(closest(name, sorted(there), what=what))
+    return [
+        one
+        for one in everyone
+        if (not benchmarks or not {one.benchmark, one.benchmark.partition("@")[0]}.isdisjoint(benchmarks))
+        and (not erasers or one.eraser in erasers)
+    ]
 
 
 def _num_steps(method: Eraser) -> int:
