@@ -84,6 +84,17 @@ def test_the_command_line_starts_light():
     assert found.stdout.strip() == "[]"
 
 
+def test_what_the_libraries_say_on_import_stays_off_the_terminal():
+    # torchao is installed for the tests, and complains of kernels for hardware that this machine has not.
+    program = (
+        "from semipermeable.cli.options import loaded\n"
+        "loaded('emoji', 'cpu', None)\n"
+        "import sys; print('torchao' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (found.stdout.strip(), found.stderr.strip()) == ("True", "")
+
+
 def test_generate_writes_pictures_that_know_their_story(spm, tmp_path, cat_file):
     result = spm(
         "generate", "a neon icon of a cat", "a 3d icon of a dog", "-m", cat_file, "--permeability", "0.5",

@@ -39,9 +39,13 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same result.
 
 
 def silence_libraries() -> None:
-    """Keep the progress bars and notices of diffusers and transformers off our terminal."""
+    """Keep the progress bars and notices of diffusers, transformers and what they bring in off our terminal."""
+    import logging
     import warnings
 
+    # Quantisation packages, where they are installed, tell on import which kernels for other hardware they lack.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -57,9 +61,9 @@ def loaded(model: str, device: str | None, dtype: str | None) -> Any:
     from rich.console import Console
 
     with Console(stderr=True).status(f"loading {model}"):
+        silence_libraries()
         from semipermeable.generation import load_model
 
-        silence_libraries()
         return load_model(model, device=device, dtype=dtype)
 
 
