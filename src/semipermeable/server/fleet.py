@@ -27,13 +27,14 @@ from typing import Any
 from semipermeable import __version__
 from semipermeable.cluster import connect, first_line
 from semipermeable.errors import AttachError, ConfigError, PermeabilityError, SiteError
+from semipermeable.files.loading import load_bytes
 from semipermeable.files.native import to_bytes
 from semipermeable.membrane import Membrane
 from semipermeable.server.config import RayTable, ServerConfig
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
 from semipermeable.server.painting import Abandoned, Asked, Facts, Painted, ReplicaLost, Standing
-from semipermeable.server.replica import ActingOrder, Drawing, Order, Parcel, Refusal, Replica, RowOrder, read_membrane
+from semipermeable.server.replica import ActingOrder, Drawing, Order, Parcel, Refusal, Replica, RowOrder
 
 __all__ = ["Fleet"]
 
@@ -130,7 +131,7 @@ class Fleet:
                 time.sleep(_ASK_SECONDS)
         if isinstance(found, str):
             raise SiteError(found)
-        return read_membrane(found) if found != data else membrane
+        return load_bytes(found) if found != data else membrane
 
     def draw(
         self, shelf: Iterable[Shelved], rows: Sequence[Asked], shape: CallShape, unwanted: Callable[[], bool]
