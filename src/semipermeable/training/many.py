@@ -270,7 +270,7 @@ def _differences(held: Membrane, concept: Concept, would: Provenance, *, joint: 
 
 
 def make(workshop: Workshop, recipe: Recipe, concepts: Sequence[Concept], advance: Advance) -> Iterator[Membrane]:
-    """Make the membranes of a group, and give each when it is finished.
+    """Make the membranes of a group, and give each when it is finished; they depend on no group made before.
 
     Args:
         workshop: of the model.
@@ -279,6 +279,7 @@ def make(workshop: Workshop, recipe: Recipe, concepts: Sequence[Concept], advanc
         advance: called with what is being made and how far it has come.
     """
     config = recipe.config
+    workshop.restart_moment()
     if not config.num_steps or (len(concepts) == 1 and not recipe.joint):
         for concept in concepts:
             yield _alone(workshop, recipe, concept, advance)
