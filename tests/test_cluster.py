@@ -1,6 +1,7 @@
 """Gathering results from a stand-in for Ray: what is started again, what is not, and what is cancelled."""
 
 import logging
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -103,10 +104,17 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 
 
 def test_an_address_where_nobody_answers(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    said = rf"at '{address}' \(.*refused\); start one with `ray start --head`"
+    for prefix in ("", "ray://"):
+        with pytest.raises(ConfigError, match=said.replace("'127", f"'{prefix}127")), connected(prefix + address):
+            pass
+
     def init(**options):
         raise ConnectionError(f"nobody at {options['address']}\nat all")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
-    said = r"at '10\.0\.0\.1:1' \(nobody at 10\.0\.0\.1:1\); start one with `ray start"
-    with pytest.raises(ConfigError, match=said), connected("10.0.0.1:1"):
+    with pytest.raises(ConfigError, match=r"at 'auto' \(nobody at auto\); start one"), connected("auto"):
         pass

@@ -6,6 +6,7 @@ again; Ray itself would do so without a word. A task's result arrives once, beca
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ __all__ = ["RETRIES", "connect", "connected", "first_line", "gather", "ray_modul
 
 RETRIES = 5
 """How often a task is started again after its worker died."""
+_KNOCK = 10.0
+"""Seconds within which a machine must answer at an address."""
 _PATIENCE = 30.0
 """Seconds without a result after which it is looked whether the cluster can hold a task at all."""
 
@@ -53,10 +56,13 @@ def connect(ray: Any, where: str, options: Mapping[str, Any]) -> None:
         ray.init(log_to_driver=False, configure_logging=False, **options)
     # A node that does not come up in time is a plain Exception of Ray's.
     except Exception as error:
-        raise ConfigError(
-            f"no Ray cluster answers {where} ({first_line(error)}); start one with `ray start --head` and pass its "
-            "address"
-        ) from error
+        raise _silent(where, error) from error
+
+
+def _silent(where: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers {where} ({first_line(error)}); start one with `ray start --head` and pass its address"
+    )
 
 
 @contextlib.contextmanager
@@ -69,8 +75,15 @@ def connected(address: str) -> Generator[Any, None, None]:
     Raises:
         ConfigError: if Ray is not installed, or no cluster answers.
     """
-    ray = ray_module()
-    connect(ray, f"at {address!r}", {"address": address})
+    ray, where = ray_module(), f"at {address!r}"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        # Ray itself would try for minutes.
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+        except (OSError, OverflowError) as error:
+            raise _silent(where, error) from error
+    connect(ray, where, {"address": address})
     try:
         yield ray
     finally:
