@@ -162,7 +162,7 @@ def _result(ray: Any, reference: Any, what: str, *, last: bool) -> Any:
         return ray.get(reference)
     except exceptions.RayError as error:
         if isinstance(error, deaths) and not last:
-            raise _WorkerLost(first_line(error)) from error
+            raise _WorkerLost(first_line(error).partition(". ")[0]) from error
         why = f"{RETRIES + 1} workers died: {first_line(error)}" if isinstance(error, deaths) else _last_line(error)
         raise ConfigError(
             f"{what} failed on the cluster ({why}); finished parts are kept: mend it and run the same command again"
