@@ -91,7 +91,8 @@ def erase_on_cluster(
         for made in run.found():
             advance(made.membrane.name, 1, 1)
             yield made
-        if not run.groups:
+        groups = run.left()
+        if not groups:
             return
         with connected(address) as ray:
             place, num_gpus = _placement(ray, device)
@@ -99,7 +100,7 @@ def erase_on_cluster(
             steps = gather(
                 ray,
                 _work,
-                run.groups,
+                groups,
                 lambda group: (order, [run.wanted[index] for index in group]),
                 lambda group: f"erasing {_names(run, group)}",
                 num_gpus=num_gpus,

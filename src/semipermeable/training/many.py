@@ -124,7 +124,7 @@ def erase_each(
     recipe = Recipe(config or TrainConfig.from_preset(preset), seed, tuple(orthogonal_to), joint)
     workshop = Workshop(pipe)
     run = plan(workshop, recipe, concepts, out_dir, at_once)
-    found, groups = run.found() if share.is_main else [], share.of(run.groups)
+    found, groups = run.found() if share.is_main else [], run.left(share)
     num_steps = recipe.config.num_steps
     with many_bar(len(found) + sum(map(len, groups)), num_steps, shown=progress) as advance:
         for made in found:
@@ -168,7 +168,7 @@ class Run:
         wanted: the concepts, enriched.
         places: file of each, or None.
         held: membranes that were found, by the concept's place in the list.
-        groups: the others, in groups.
+        groups: the others, in the groups that were cut from the whole list; of a finished one nothing is left.
         would: provenance of every membrane of this run.
         joint: whether a group shares its anchors.
     """
@@ -183,6 +183,10 @@ class Run:
     def found(self) -> list[Made]:
         """Return what is there already, in order."""
         return [Made(membrane, self.places[index], found=True) for index, membrane in self.held.items()]
+
+    def left(self, share: Share = WHOLE) -> list[Sequence[int]]:
+        """Return the groups of a share in which something is left to make."""
+        return [group for group in share.of(self.groups) if group]
 
     def differences(self, index: int, membrane: Membrane) -> list[str]:
         """Return in what a membrane is not the one that this run makes of a concept; [] if it is."""
@@ -218,8 +222,7 @@ def plan(
             held[index] = membrane
     size = at_once or (max(len(wanted), 1) if recipe.joint else AT_ONCE)
     cut = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
-    left = [[index for index in group if index not in held] for group in cut]
-    groups = [group for group in left if group]
+    groups = [[index for index in group if index not in held] for group in cut]
     if recipe.config.num_steps and (recipe.joint or any(len(group) > 1 for group in groups)):
         check_together(recipe.config, joint=recipe.joint)
     return Run(wanted, places, held, groups, would, recipe.joint)
