@@ -31,7 +31,7 @@ def state(num_processes, index=0, device="cpu"):
 )
 def test_what_accelerate_dealt(monkeypatch, found, share):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setitem(sys.modules, "accelerate", SimpleNamespace(PartialState=lambda: found))
+    monkeypatch.setitem(sys.modules, "accelerate", SimpleNamespace(PartialState=lambda cpu: found))
     monkeypatch.setattr(module.atexit, "register", lambda _end: None)
     assert launched_share() == share
 

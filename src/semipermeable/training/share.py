@@ -65,7 +65,8 @@ def launched_share() -> Share:
         return Share()
     from accelerate import PartialState
 
-    state = PartialState()
+    # `--cpu` reaches accelerate's Accelerator through the environment, but not its PartialState.
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on"))
     if state.num_processes == 1:
         return Share()
     # At the very end: the first process keeps what the others need to find each other.
