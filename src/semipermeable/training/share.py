@@ -71,4 +71,6 @@ def launched_share() -> Share:
         return Share()
     # At the very end: the first process keeps what the others need to find each other.
     atexit.register(state.destroy_process_group)
-    return Share(index=state.process_index, count=state.num_processes, device=str(state.device))
+    device = str(state.device)
+    device = "cpu" if device.startswith("cpu") else device
+    return Share(index=state.process_index, count=state.num_processes, device=device)
