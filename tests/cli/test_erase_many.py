@@ -1,6 +1,10 @@
 """`spm erase` on several concepts, and `spm interference` on what it made."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +12,7 @@ from typer.testing import CliRunner
 from semipermeable.cli import app
 from semipermeable.concept import Concept
 from semipermeable.files import load, save_concepts
+from semipermeable.training import Share
 
 
 @pytest.fixture
@@ -50,17 +55,68 @@ def test_many_instant_membranes_are_made_once_and_measured(spm, tmp_path):
     [
         (("cat", "--joint"), "are about several concepts"),
         (("cat", "--at-once", "2"), "are about several concepts"),
+        (("cat", "--cluster", "auto"), "are about several concepts"),
+        (("--concepts", "broken.toml", "--cluster", "auto"), "broken.toml"),
         (("--concepts", "c.toml", "--resume"), "omit --resume"),
         (("cat", "--orthogonal-to", "empty"), "holds no .safetensors"),
         (("cat", "--rank", "0"), "rank must be at least 1"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_loaded(spm, tmp_path, arguments, words):
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(spm, tmp_path, monkeypatch, arguments, words):
     save_concepts([Concept("cat")], tmp_path / "c.toml")
+    (tmp_path / "broken.toml").write_text("[[concept]]\nnames = 3\n")
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("semipermeable.cluster.connected", None)
     result = spm("erase", *arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("cat",), "one concept is the work of one process"),
+        (("--concepts", "c.toml", "--cluster", "auto"), "run it without accelerate launch"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(spm, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr("semipermeable.training.launched_share", lambda: Share(index=1, count=2))
+    save_concepts([Concept("cat")], tmp_path / "c.toml")
+    result = spm("erase", *arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_share_out_the_concepts(spm, tmp_path):
+    """As two machines with a common folder would: on one, accelerate starts several processes for GPUs alone."""
+    save_concepts([Concept(name, surrogate="animal") for name in ("cat", "dog", "fox")], tmp_path / "c.toml")
+    arguments = ["erase", "--concepts", "c.toml", "--out-dir", "made", "--preset", "instant", "--at-once", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    launch += ["--main_process_port", port, "-m", "semipermeable", *arguments]
+    processes = [
+        subprocess.Popen(
+            launch,
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=500) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    made = [[line.split("'")[1] for line in out.splitlines() if "erases" in line] for out, _ in said]
+    assert made == [["cat", "fox"], ["dog"]]
+    assert ["erasing" in errors for _, errors in said] == [True, False]
+    again = spm(*arguments)
+    assert again.output.count("is there already") == 3, again.output
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        f"{name}.safetensors" for name in ("cat", "dog", "fox")
+    ]
 
 
 def test_a_folder_without_membranes_has_no_interference(spm, tmp_path):

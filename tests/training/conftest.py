@@ -17,3 +17,9 @@ def tiny_pipe(pipe):
 def host(tiny_pipe):
     """Host of the tiny pipeline."""
     return host_for(tiny_pipe)
+
+
+@pytest.fixture
+def gateless(monkeypatch):
+    """Membranes without a gate, whose fit takes longer than all else that a test of making many needs."""
+    monkeypatch.setattr("semipermeable.training.api.fit_gate", lambda *_arguments, **_options: None)

@@ -6,6 +6,7 @@ import torch
 from semipermeable import erase, load
 from semipermeable.concept import Concept
 from semipermeable.errors import ConfigError, OutputError
+from semipermeable.files.native import to_bytes
 from semipermeable.training import erase_each, erase_many, file_name
 
 from training_helpers import quick
@@ -75,6 +76,15 @@ def test_trained_in_groups_each_is_the_one_made_alone(tiny_pipe):
     for name, (u, v) in alone.pairs.items():
         delta, own = u @ v.flatten(1), several[1].pairs[name][0] @ several[1].pairs[name][1].flatten(1)
         assert float((own - delta).norm()) <= 0.02 * float(delta.norm()) + 1e-6
+
+
+def test_a_run_that_goes_on_after_a_group_gives_the_bytes_of_one_that_never_stopped(gateless, tiny_pipe, tmp_path):
+    options = {"config": quick(num_steps=1), "at_once": 2, "progress": False}
+    names = ["cat", "dog", "rose", "wolf"]
+    whole = erase_many(tiny_pipe, names, **options)
+    erase_many(tiny_pipe, names[:2], out_dir=tmp_path, **options)
+    erase_many(tiny_pipe, names, out_dir=tmp_path, **options)
+    assert [(tmp_path / file_name(name)).read_bytes() for name in names] == [to_bytes(one) for one in whole]
 
 
 def test_a_joint_run_tells_its_story_and_is_not_mistaken_for_another(tiny_pipe, tmp_path, capsys):

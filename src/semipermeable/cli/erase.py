@@ -1,23 +1,28 @@
 """`spm erase`: train membranes."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semipermeable.cli.options import DeviceOption, ModelOption, SeedOption, loaded
+from semipermeable.cli.options import DeviceOption, ModelOption, SeedOption, loaded, silence_libraries
 from semipermeable.cli.problems import guarded
 
 if TYPE_CHECKING:
     from semipermeable.concept import Concept
     from semipermeable.membrane import Membrane
-    from semipermeable.training import TrainConfig
+    from semipermeable.training import Made, Share, TrainConfig
 
 __all__ = ["EXAMPLE", "erase_command", "load_folder"]
 
-EXAMPLE = 'Example:  spm erase "cat" --alias kitty --surrogate animal --out cat.safetensors'
+EXAMPLE = (
+    'Example:  spm erase "cat" --alias kitty --surrogate animal --out cat.safetensors      '
+    "Many, on a cluster:  spm erase --concepts concepts.toml --out-dir membranes/ --cluster auto"
+)
 
 
 @guarded
@@ -48,6 +53,14 @@ def erase_command(
     joint: Annotated[
         bool, typer.Option("--joint", help="With --concepts: share anchors, so that membranes do not interfere.")
     ] = False,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            help="With --concepts: address of a Ray cluster to train on, a group per task; `auto` is that of this "
+            "machine.",
+        ),
+    ] = "",
     orthogonal_to: Annotated[
         Path | None,
         typer.Option(
@@ -69,10 +82,13 @@ def erase_command(
 ) -> None:
     """Make membranes that erase concepts, and save them.
 
-    With --concepts, finished membranes of the folder are not made again: a run that was killed goes on.
+    With --concepts, finished membranes of the folder are not made again: a run that was killed goes on. Processes that
+    `accelerate launch` starts share out the concepts of a file.
     """
-    if concepts is None and (joint or at_once is not None):
-        raise typer.BadParameter("--joint and --at-once are about several concepts; give a file with --concepts")
+    if concepts is None and (joint or at_once is not None or cluster):
+        raise typer.BadParameter(
+            "--joint, --at-once and --cluster are about several concepts; give a file with --concepts"
+        )
     if concepts is not None and resume:
         raise typer.BadParameter("--concepts goes on by itself from the membranes that are finished; omit --resume")
     if concepts is not None and (preview or tensorboard):
@@ -82,18 +98,18 @@ def erase_command(
     wanted = _wanted(concept, concepts, alias or [], surrogate, keep or [])
     targets = _targets(wanted, out, several=concepts is not None)
     settings = _settings(preset, steps, rank, config)
-    from semipermeable.files.native import check_name
-    from semipermeable.generation.output import check_writable
-
+    share = _share(cluster, several=concepts is not None)
     for target in targets:
-        check_writable(target)
-        check_name(target)
+        _check_target(target, share)
     settings = _followed(settings, preview, preview_every, tensorboard)
     beside = [] if orthogonal_to is None else load_folder(orthogonal_to)
-    pipe = loaded(model, device, "fp32")
     if concepts is not None:
-        _erase_many(pipe, wanted, targets[0].parent, settings, seed, at_once, joint, beside)
+        many = _Many(wanted, targets[0].parent, settings, seed, at_once, joint, beside)
+        if share.is_main and (cluster or share.count > 1) and joint and at_once is None:
+            typer.echo("spm: all concepts are one --joint group, the work of one; --at-once makes several", err=True)
+        _tell(_on_cluster(many, cluster, model, device) if cluster else _here(many, share, model, device))
         return
+    pipe = loaded(model, device, "fp32")
     _erase_one(pipe, _completed(pipe, wanted[0]), targets[0], settings, seed, resume, beside)
 
 
@@ -112,32 +128,91 @@ def load_folder(place: Path) -> "list[Membrane]":
     return [load_membrane(file) for file in files]
 
 
-def _erase_many(
-    pipe: Any,
-    concepts: "list[Concept]",
-    folder: Path,
-    settings: "TrainConfig",
-    seed: int,
-    at_once: int | None,
-    joint: bool,
-    beside: "list[Membrane]",
-) -> None:
+@dataclass(frozen=True)
+class _Many:
+    """What is made of a file of concepts, wherever that is done."""
+
+    concepts: "list[Concept]"
+    folder: Path
+    settings: "TrainConfig"
+    seed: int
+    at_once: int | None
+    joint: bool
+    beside: "list[Membrane]"
+
+
+def _share(cluster: str, *, several: bool) -> "Share":
+    """Return this process's part of the work, as `accelerate launch` dealt it."""
+    from semipermeable.training import launched_share
+
+    share = launched_share()
+    if share.count > 1 and not several:
+        raise typer.BadParameter(
+            "one concept is the work of one process; give several with --concepts, or run without accelerate launch"
+        )
+    if share.count > 1 and cluster:
+        raise typer.BadParameter("--cluster shares out the work itself; run it without accelerate launch")
+    return share
+
+
+def _check_target(target: Path, share: "Share") -> None:
+    from semipermeable.files.native import check_name
+    from semipermeable.generation.output import check_writable, explain
+
+    if share.count == 1:
+        check_writable(target)
+    else:
+        # The check makes a missing folder and takes it away again, perhaps while another process looks at it.
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(target, error) from error
+    check_name(target)
+
+
+def _here(many: _Many, share: "Share", model: str, device: str | None) -> "Generator[Made, None, None]":
     from semipermeable.training import erase_each
 
-    steps = erase_each(
-        pipe,
-        concepts,
-        config=settings,
-        seed=seed,
-        out_dir=folder,
-        at_once=at_once,
-        joint=joint,
-        orthogonal_to=beside,
+    return erase_each(
+        loaded(model, share.device_for(device), "fp32", shown=share.is_main),
+        many.concepts,
+        config=many.settings,
+        seed=many.seed,
+        out_dir=many.folder,
+        at_once=many.at_once,
+        joint=many.joint,
+        orthogonal_to=many.beside,
+        progress=share.is_main,
+        share=share,
     )
-    for made in steps:
-        assert made.path is not None  # noqa: S101 - a folder was given
-        how = "is there already" if made.found else f"{len(made.membrane.pairs)} sites"
-        typer.echo(f"{made.path}: erases {made.membrane.name!r}, {how}, {made.path.stat().st_size:,} bytes")
+
+
+def _on_cluster(many: _Many, address: str, model: str, device: str | None) -> "Generator[Made, None, None]":
+    from semipermeable.generation import load_for_training
+    from semipermeable.training import erase_on_cluster
+
+    silence_libraries()
+    return erase_on_cluster(
+        address,
+        model,
+        many.concepts,
+        load=load_for_training,
+        device=device,
+        config=many.settings,
+        seed=many.seed,
+        out_dir=many.folder,
+        at_once=many.at_once,
+        joint=many.joint,
+        orthogonal_to=many.beside,
+    )
+
+
+def _tell(steps: "Generator[Made, None, None]") -> None:
+    with closing(steps):
+        for made in steps:
+            assert made.path is not None  # noqa: S101 - a folder was given
+            how = "is there already" if made.found else f"{len(made.membrane.pairs)} sites"
+            typer.echo(f"{made.path}: erases {made.membrane.name!r}, {how}, {made.path.stat().st_size:,} bytes")
 
 
 def _erase_one(

@@ -56,11 +56,11 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def loaded(model: str, device: str | None, dtype: str | None) -> Any:
-    """Load a pipeline, with a spinner on stderr meanwhile."""
+def loaded(model: str, device: str | None, dtype: str | None, *, shown: bool = True) -> Any:
+    """Load a pipeline, with a spinner on stderr meanwhile, unless it is not to be shown."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"loading {model}"):
+    with Console(stderr=True, quiet=not shown).status(f"loading {model}"):
         silence_libraries()
         from semipermeable.generation import load_model
 

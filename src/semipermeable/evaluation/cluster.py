@@ -1,21 +1,21 @@
 """Draw the shards of a benchmark on a Ray cluster: each part of the work is one task, and every task may be repeated.
 
 A task draws into a folder of its own machine and sends back the files, so that no disk need be shared. Only this
-process writes results: pictures first, then the shard's record. A worker that dies takes nothing with it but its own
-unfinished task, which Ray starts again elsewhere; its shards reach the results once, because only a finished task
-sends any. Membrane files that an eraser names travel with the task; a model is loaded by its name, which must mean the
-same on every machine.
+process writes results: pictures first, then the shard's record. A task that died with its worker is started again
+(`semipermeable.cluster`). Membrane files that an eraser names travel with the task; a model is loaded by its name,
+which must mean the same on every machine.
 """
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from semipermeable.errors import ConfigError
+from semipermeable.cluster import connected, gather
 from semipermeable.evaluation.results import Place
 from semipermeable.evaluation.shards import Unit, draw_shards
 from semipermeable.files.atomic import write_atomically
@@ -23,10 +23,7 @@ from semipermeable.files.atomic import write_atomically
 if TYPE_CHECKING:
     from semipermeable.evaluation.runner import Tools
 
-__all__ = ["RETRIES", "draw_on_cluster"]
-
-RETRIES = 5
-"""How often a task is started again after its worker died."""
+__all__ = ["draw_on_cluster"]
 
 Files = dict[str, bytes]
 """Path → content."""
@@ -48,54 +45,19 @@ def draw_on_cluster(
     Raises:
         ConfigError: if Ray is not installed, no cluster answers, or a task failed.
     """
-    ray = _ray()
-    _connect(ray, address)
-    try:
-        gpus = 1 if any(torch.device(unit.device).type == "cuda" for unit in units) else 0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_draw)
-        waiting = {task.remote(unit, model, tools, _files(unit.eraser)): unit for unit in units}
-        arrived = 0
-        while waiting:
-            (first,), _ = ray.wait(list(waiting), num_returns=1)
-            unit = waiting.pop(first)
-            _keep(_result(ray, first, unit), unit, root)
-            arrived += unit.num_pictures
-            done(arrived)
-    finally:
-        ray.shutdown()
+    gpus = 1 if any(torch.device(unit.device).type == "cuda" for unit in units) else 0
+    arrived = 0
+    with connected(address) as ray:
+        steps = gather(ray, _draw, units, lambda unit: (unit, model, tools, _files(unit.eraser)), _told, num_gpus=gpus)
+        with contextlib.closing(steps):
+            for unit, files in steps:
+                _keep(files, unit, root)
+                arrived += unit.num_pictures
+                done(arrived)
 
 
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "--cluster needs Ray, which is not installed: pip install 'semipermeable[cluster]'"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, address: str) -> None:
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(
-            f"no Ray cluster answers at {address!r} ({first}); start one with `ray start --head` and pass its address"
-        ) from error
-
-
-def _result(ray: Any, reference: Any, unit: Unit) -> Files:
-    from ray.exceptions import RayError
-
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        cases = ", ".join(dict.fromkeys(case.name for case, _ in unit.shards))
-        raise ConfigError(
-            f"drawing {unit.eraser!r} on {cases} failed on the cluster ({str(error).strip().splitlines()[-1]}); "
-            "finished parts are kept: mend it and run the same command again"
-        ) from error
+def _told(unit: Unit) -> str:
+    return f"drawing {unit.eraser!r} on {', '.join(dict.fromkeys(case.name for case, _ in unit.shards))}"
 
 
 def _files(spec: str) -> Files:

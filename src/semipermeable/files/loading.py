@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import tempfile
+from pathlib import Path
 
 from semipermeable.errors import MembraneError
 from semipermeable.files.container import fail, open_container
@@ -10,7 +12,7 @@ from semipermeable.files.metadata import KEY
 from semipermeable.files.native import read_native
 from semipermeable.membrane import Membrane
 
-__all__ = ["load"]
+__all__ = ["load", "load_bytes"]
 
 
 def load(path: str | os.PathLike[str], *, gate_power: int | None = None) -> Membrane:
@@ -44,3 +46,15 @@ def load(path: str | os.PathLike[str], *, gate_power: int | None = None) -> Memb
                 first,
             )
     return membrane if gate_power is None else dataclasses.replace(membrane, gate_power=gate_power)
+
+
+def load_bytes(data: bytes) -> Membrane:
+    """Read the bytes of a membrane's file, as strictly as a file on disk.
+
+    Raises:
+        MembraneFileError: if they are not one.
+    """
+    with tempfile.TemporaryDirectory(prefix="spm-") as folder:
+        path = Path(folder) / "membrane.safetensors"
+        path.write_bytes(data)
+        return load(path)

@@ -13,7 +13,7 @@ from semipermeable import zoo
 from semipermeable.errors import ModelError, closest
 from semipermeable.hosts import host_for
 
-__all__ = ["load_model"]
+__all__ = ["load_for_training", "load_model"]
 
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,6 +44,11 @@ def load_model(spec: str, *, device: str | None = None, dtype: str | None = None
     _place(pipe, place, precision)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def load_for_training(spec: str, device: str | None) -> Any:
+    """Load a pipeline as training wants it, in fp32; arguments and errors as in `load_model`."""
+    return load_model(spec, device=device, dtype="fp32")
 
 
 def _place(pipe: Any, place: Any, precision: Any) -> None:

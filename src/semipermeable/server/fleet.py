@@ -25,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from semipermeable import __version__
+from semipermeable.cluster import connect, first_line
 from semipermeable.errors import AttachError, ConfigError, PermeabilityError, SiteError
+from semipermeable.files.loading import load_bytes
 from semipermeable.files.native import to_bytes
 from semipermeable.membrane import Membrane
 from semipermeable.server.config import RayTable, ServerConfig
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
 from semipermeable.server.painting import Abandoned, Asked, Facts, Painted, ReplicaLost, Standing
-from semipermeable.server.replica import ActingOrder, Drawing, Order, Parcel, Refusal, Replica, RowOrder, read_membrane
+from semipermeable.server.replica import ActingOrder, Drawing, Order, Parcel, Refusal, Replica, RowOrder
 
 __all__ = ["Fleet"]
 
@@ -129,7 +131,7 @@ class Fleet:
                 time.sleep(_ASK_SECONDS)
         if isinstance(found, str):
             raise SiteError(found)
-        return read_membrane(found) if found != data else membrane
+        return load_bytes(found) if found != data else membrane
 
     def draw(
         self, shelf: Iterable[Shelved], rows: Sequence[Asked], shape: CallShape, unwanted: Callable[[], bool]
@@ -260,7 +262,7 @@ class Fleet:
             found = self._serve.status().applications.get(self._table.app)
         # Ray and gRPC raise classes of their own for a cluster that is gone; all mean that no replica can be counted.
         except Exception as error:
-            _log.warning("Ray Serve does not say how its replicas are: %s", _line(error))
+            _log.warning("Ray Serve does not say how its replicas are: %s", first_line(error))
             return 0
         deployment = found.deployments.get(_DEPLOYMENT) if found else None
         return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
@@ -300,9 +302,9 @@ class Fleet:
                     raise Abandoned from None
             except RayTaskError as error:
                 # The replica lives: its code failed, and would fail again.
-                raise ValueError(f"a replica failed: {_line(error)}") from error
+                raise ValueError(f"a replica failed: {first_line(error)}") from error
             except (RayError, RayServeException) as error:
-                raise ReplicaLost(_line(error)) from error
+                raise ReplicaLost(first_line(error)) from error
 
 
 def _row_order(row: Asked) -> RowOrder:
@@ -325,7 +327,8 @@ def _modules() -> tuple[Any, Any]:
         from ray import serve
     except ImportError as error:
         raise ConfigError(
-            f"replicas need Ray Serve ({_line(error)}); install it with: pip install 'semipermeable[serve,cluster]'"
+            f"replicas need Ray Serve ({first_line(error)}); "
+            "install it with: pip install 'semipermeable[serve,cluster]'"
         ) from error
     return ray, serve
 
@@ -336,9 +339,9 @@ def _connect(ray: Any, table: RayTable) -> None:
     Raises:
         ConfigError: if none answers.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    options: dict[str, Any] = {"address": table.address}
     if table.address is None:
-        options |= {
+        options = {
             "address": "local",
             # Ray counts CPUs and does not bind them: replicas on few CPUs share them.
             "num_cpus": max(os.cpu_count() or 1, math.ceil(table.most * table.cpus)),
@@ -346,16 +349,8 @@ def _connect(ray: Any, table: RayTable) -> None:
             "object_store_memory": _STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
-    else:
-        options["address"] = table.address
-    try:
-        ray.init(**options)
-    # A node that does not come up in time is a plain Exception of Ray's.
-    except Exception as error:
-        where = "on this machine" if table.address is None else f"at {table.address!r}"
-        raise ConfigError(
-            f"no Ray cluster answers {where} ({_line(error)}); start one with `ray start --head` and pass its address"
-        ) from error
+    where = "on this machine" if table.address is None else f"at {table.address!r}"
+    connect(ray, where, options)
 
 
 def _gpus(ray: Any, config: ServerConfig) -> float:
@@ -369,8 +364,3 @@ def _reason(application: Any) -> str:
     lines = [line.strip() for text in texts for line in str(text).splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines or ["Ray Serve gives no reason"])[-1]
-
-
-def _line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -16,16 +16,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from semipermeable import __version__
 from semipermeable.errors import AttachError, SemipermeableError
-from semipermeable.files import load
+from semipermeable.files.loading import load_bytes
 from semipermeable.files.native import to_bytes
 from semipermeable.generation import load_model
-from semipermeable.membrane import Membrane
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
 from semipermeable.server.painter import Painter
@@ -33,7 +30,7 @@ from semipermeable.server.painting import Abandoned, Asked, Facts, Painted, out_
 from semipermeable.server.planning import Acting, Plan
 from semipermeable.server.policies import Rule
 
-__all__ = ["ActingOrder", "Drawing", "Order", "Parcel", "Refusal", "Replica", "RowOrder", "read_membrane"]
+__all__ = ["ActingOrder", "Drawing", "Order", "Parcel", "Refusal", "Replica", "RowOrder"]
 
 _log = logging.getLogger("semipermeable.server")
 
@@ -152,7 +149,7 @@ class Replica:
 
     def _fit(self, membrane: bytes) -> bytes | str:
         try:
-            return to_bytes(self._painter.fit(read_membrane(membrane)))
+            return to_bytes(self._painter.fit(load_bytes(membrane)))
         except SemipermeableError as error:
             return str(error)
 
@@ -193,7 +190,7 @@ class Replica:
             held: dict[str, Shelved] = {}
             for file, sha256, reference in parcel.members:
                 known = self._held.get(sha256)
-                held[sha256] = known or Shelved(file, sha256, read_membrane(ray.get(reference)))
+                held[sha256] = known or Shelved(file, sha256, load_bytes(ray.get(reference)))
         except (RayError, SemipermeableError, OSError) as error:
             raise AttachError(f"membranes in force did not arrive: {error}") from error
         self._digest, self._held = parcel.digest, held
@@ -206,18 +203,6 @@ class Replica:
                 raise AttachError(f"the order needs membrane {one.sha256}, which is not among those in force")
             acting.append(Acting(shelved, one.rule, one.strength, one.source))
         return Asked(row.prompt, row.negative, row.seed, Plan("", "", 0, tuple(acting), ()))
-
-
-def read_membrane(data: bytes) -> Membrane:
-    """Read the bytes of a membrane's file, as strictly as a file on disk.
-
-    Raises:
-        MembraneFileError: if they are not one.
-    """
-    with TemporaryDirectory(prefix="spm-") as folder:
-        path = Path(folder) / "membrane.safetensors"
-        path.write_bytes(data)
-        return load(path)
 
 
 def _rank() -> str:

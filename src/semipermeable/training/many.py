@@ -12,19 +12,22 @@ from typing import Any
 
 from semipermeable.concept import Concept
 from semipermeable.errors import ConfigError, MembraneError, OutputError
-from semipermeable.membrane import Membrane
+from semipermeable.membrane import Membrane, Provenance
 from semipermeable.training.api import erase_steps, finished, provenance
 from semipermeable.training.captions import captions_for, enrich
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.loop import Trained
 from semipermeable.training.progress import Advance, many_bar
-from semipermeable.training.together import Task, train_together
+from semipermeable.training.share import Share
+from semipermeable.training.together import Task, check_together, train_together
 from semipermeable.training.workshop import Workshop
 
-__all__ = ["Made", "erase_each", "erase_many", "file_name"]
+__all__ = ["Made", "Recipe", "Run", "erase_each", "erase_many", "file_name", "make", "plan"]
 
 AT_ONCE = 4
 """Membranes whose rows share the calls of a trained run, unless the caller says otherwise."""
+WHOLE = Share()
+"""The share of a process that works alone."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,6 +93,7 @@ def erase_each(
     joint: bool = False,
     orthogonal_to: Sequence[Membrane] = (),
     progress: bool = True,
+    share: Share = WHOLE,
 ) -> Generator[Made, None, None]:
     """Make membranes one after the other or side by side, and give each as soon as it is saved.
 
@@ -102,52 +106,126 @@ def erase_each(
         out_dir: folder for one file each, made if missing; those that are there already and were made in the same way
             of the same model are not made again. None saves nothing.
         at_once: membranes trained side by side (`train_together`), at least 1; None takes 4, or all under `joint`.
-            Those of one group are lost together when a run is killed. No effect without training steps.
+            Those of one group are lost together when a run is killed. Without training steps they are made one by one.
         joint: share anchors, whose rows see all membranes of a group at once: interference is trained away. Needs
             training steps.
         orthogonal_to: see `erase`.
         progress: show a bar.
+        share: make only the groups that fall to this process, of several that make the same list into the same folder.
 
     Yields:
-        One entry per concept: first those found, then in the order given.
+        One entry per concept: first those found, then in the order given. Of a share only its own are given; what was
+        found is given by the first.
 
     Raises:
         ConfigError: if two concepts share a file name, or an option does not fit (see `train_together`).
         OutputError: if the folder holds another membrane under a name, found before anything is made.
     """
-    chosen = config or TrainConfig.from_preset(preset)
-    if at_once is not None and at_once < 1:
-        raise ConfigError(f"at_once must be at least 1, found {at_once}")
-    if joint and not chosen.num_steps:
-        raise ConfigError("joint needs training steps; the closed form looks at one membrane at a time")
+    recipe = Recipe(config or TrainConfig.from_preset(preset), seed, tuple(orthogonal_to), joint)
     workshop = Workshop(pipe)
-    wanted = [enrich(concept, workshop.spec) for concept in concepts]
-    places = _places(wanted, out_dir)
-    story = _Story(workshop, chosen, seed, tuple(orthogonal_to), joint=joint)
-    found = {i: held for i, place in enumerate(places) if (held := _held(place, wanted[i], story)) is not None}
-    missing = [i for i in range(len(wanted)) if i not in found]
-    size = 1 if not chosen.num_steps else (at_once or (max(len(missing), 1) if joint else AT_ONCE))
-    with many_bar(len(wanted), chosen.num_steps, shown=progress) as advance:
-        for index, membrane in found.items():
-            advance(wanted[index].name, chosen.num_steps or 1, 1)
-            yield Made(membrane, places[index], found=True)
-        for start in range(0, len(missing), size):
-            group = missing[start : start + size]
-            tasks = [wanted[index] for index in group]
-            for index, membrane in zip(group, _make(story, tasks, advance), strict=True):
-                _save(membrane, places[index])
-                yield Made(membrane, places[index], found=False)
+    run = plan(workshop, recipe, concepts, out_dir, at_once)
+    found, groups = run.found() if share.is_main else [], run.left(share)
+    num_steps = recipe.config.num_steps
+    with many_bar(len(found) + sum(map(len, groups)), num_steps, shown=progress) as advance:
+        for made in found:
+            advance(made.membrane.name, num_steps or 1, 1)
+            yield made
+        for group in groups:
+            membranes = make(workshop, recipe, [run.wanted[index] for index in group], advance)
+            for index, membrane in zip(group, membranes, strict=True):
+                yield run.keep(index, membrane)
 
 
-@dataclass(frozen=True, eq=False)
-class _Story:
-    """How every membrane of a run is made."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Recipe:
+    """How every membrane of a run is made.
 
-    workshop: Workshop
+    Args:
+        config: settings.
+        seed: of every one of them.
+        orthogonal_to: see `erase`.
+        joint: see `erase_each`.
+
+    Raises:
+        ConfigError: if `joint` is asked for without training steps.
+    """
+
     config: TrainConfig
     seed: int
-    orthogonal_to: tuple[Membrane, ...]
+    orthogonal_to: tuple[Membrane, ...] = ()
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.joint and not self.config.num_steps:
+            raise ConfigError("joint needs training steps; the closed form looks at one membrane at a time")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Run:
+    """What is to be made, and what there is already.
+
+    Args:
+        wanted: the concepts, enriched.
+        places: file of each, or None.
+        held: membranes that were found, by the concept's place in the list.
+        groups: the others, in the groups that were cut from the whole list; of a finished one nothing is left.
+        would: provenance of every membrane of this run.
+        joint: whether a group shares its anchors.
+    """
+
+    wanted: Sequence[Concept]
+    places: Sequence[Path | None]
+    held: dict[int, Membrane]
+    groups: Sequence[Sequence[int]]
+    would: Provenance
     joint: bool
+
+    def found(self) -> list[Made]:
+        """Return what is there already, in order."""
+        return [Made(membrane, self.places[index], found=True) for index, membrane in self.held.items()]
+
+    def left(self, share: Share = WHOLE) -> list[Sequence[int]]:
+        """Return the groups of a share in which something is left to make."""
+        return [group for group in share.of(self.groups) if group]
+
+    def differences(self, index: int, membrane: Membrane) -> list[str]:
+        """Return in what a membrane is not the one that this run makes of a concept; [] if it is."""
+        return _differences(membrane, self.wanted[index], self.would, joint=self.joint)
+
+    def keep(self, index: int, membrane: Membrane) -> Made:
+        """Write the membrane of a concept to its place, if there is one."""
+        _save(membrane, self.places[index])
+        return Made(membrane, self.places[index], found=False)
+
+
+def plan(
+    workshop: Workshop,
+    recipe: Recipe,
+    concepts: Sequence[str | Concept],
+    out_dir: str | PathLike[str] | None,
+    at_once: int | None,
+) -> Run:
+    """Look at what is there, and deal out the rest; arguments and errors as in `erase_each`.
+
+    Groups are cut from the whole list, and then lose what was found: a run that goes on trains the groups that it
+    would have trained, and processes that share a folder deal alike whenever they look at it.
+    """
+    if at_once is not None and at_once < 1:
+        raise ConfigError(f"at_once must be at least 1, found {at_once}")
+    wanted = [enrich(concept, workshop.spec) for concept in concepts]
+    places = _places(wanted, out_dir)
+    would = provenance(workshop, recipe.config, recipe.seed, None, recipe.orthogonal_to)
+    held: dict[int, Membrane] = {}
+    for index, place in enumerate(places):
+        membrane = _held(place, wanted[index], would, joint=recipe.joint)
+        if membrane is not None:
+            held[index] = membrane
+    size = at_once or (max(len(wanted), 1) if recipe.joint else AT_ONCE)
+    cut = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
+    groups = [[index for index in group if index not in held] for group in cut]
+    if recipe.config.num_steps and (recipe.joint or any(len(group) > 1 for group in groups)):
+        check_together(recipe.config, joint=recipe.joint)
+    return Run(wanted, places, held, groups, would, recipe.joint)
 
 
 def _places(wanted: Sequence[Concept], out_dir: str | PathLike[str] | None) -> list[Path | None]:
@@ -160,7 +238,7 @@ def _places(wanted: Sequence[Concept], out_dir: str | PathLike[str] | None) -> l
     return [Path(out_dir) / name for name in names]
 
 
-def _held(place: Path | None, concept: Concept, story: _Story) -> Membrane | None:
+def _held(place: Path | None, concept: Concept, would: Provenance, *, joint: bool) -> Membrane | None:
     """Return the membrane that is at its place already, if it is the one that would be made."""
     if place is None or not place.exists():
         return None
@@ -170,19 +248,7 @@ def _held(place: Path | None, concept: Concept, story: _Story) -> Membrane | Non
         held = load(place)
     except MembraneError as error:
         raise OutputError(f"{place} is in the way and is no membrane ({error}); remove it") from error
-    own, would = held.provenance, provenance(story.workshop, story.config, story.seed, None, story.orthogonal_to)
-    told = {key: value for key, value in own.training.items() if key != "joint_with"}
-    differs = [
-        what
-        for what, same in (
-            ("concept", held.concept == concept),
-            ("training", told == dict(would.training) and ("joint_with" in own.training) == story.joint),
-            ("seed", own.seed == would.seed),
-            ("base model", own.base_hash == would.base_hash),
-            ("text encoder", own.text_encoder_hash == would.text_encoder_hash),
-        )
-        if not same
-    ]
+    differs = _differences(held, concept, would, joint=joint)
     if differs:
         raise OutputError(
             f"{place} holds another membrane ({', '.join(differs)} differ); remove it, or choose another folder"
@@ -190,17 +256,43 @@ def _held(place: Path | None, concept: Concept, story: _Story) -> Membrane | Non
     return held
 
 
-def _make(story: _Story, concepts: Sequence[Concept], advance: Advance) -> Iterator[Membrane]:
-    workshop, config = story.workshop, story.config
-    if len(concepts) == 1 and not story.joint:
-        yield _alone(story, concepts[0], advance)
+def _differences(held: Membrane, concept: Concept, would: Provenance, *, joint: bool) -> list[str]:
+    own = held.provenance
+    told = {key: value for key, value in own.training.items() if key != "joint_with"}
+    return [
+        what
+        for what, same in (
+            ("concept", held.concept == concept),
+            ("training", told == dict(would.training) and ("joint_with" in own.training) == joint),
+            ("seed", own.seed == would.seed),
+            ("base model", own.base_hash == would.base_hash),
+            ("text encoder", own.text_encoder_hash == would.text_encoder_hash),
+        )
+        if not same
+    ]
+
+
+def make(workshop: Workshop, recipe: Recipe, concepts: Sequence[Concept], advance: Advance) -> Iterator[Membrane]:
+    """Make the membranes of a group, and give each when it is finished; they depend on no group made before.
+
+    Args:
+        workshop: of the model.
+        recipe: how.
+        concepts: the group.
+        advance: called with what is being made and how far it has come.
+    """
+    config = recipe.config
+    workshop.restart_moment()
+    if not config.num_steps or (len(concepts) == 1 and not recipe.joint):
+        for concept in concepts:
+            yield _alone(workshop, recipe, concept, advance)
         return
     tasks = [Task(concept, captions_for(concept, workshop.spec)) for concept in concepts]
     steps = train_together(
-        workshop, tasks, config, seed=story.seed, joint=story.joint, orthogonal_to=story.orthogonal_to
+        workshop, tasks, config, seed=recipe.seed, joint=recipe.joint, orthogonal_to=recipe.orthogonal_to
     )
     names = ", ".join(concept.name for concept in concepts)
-    beside = [concept.name for concept in concepts] if story.joint else None
+    beside = [concept.name for concept in concepts] if recipe.joint else None
     ended: list[Trained] | None = None
     while ended is None:
         try:
@@ -210,25 +302,24 @@ def _make(story: _Story, concepts: Sequence[Concept], advance: Advance) -> Itera
             ended = end.value
     for task, trained in zip(tasks, ended, strict=True):
         yield finished(
-            workshop, task.concept, task.captions, config, story.seed, trained, story.orthogonal_to, joint_with=beside
+            workshop, task.concept, task.captions, config, recipe.seed, trained, recipe.orthogonal_to, joint_with=beside
         )
 
 
-def _alone(story: _Story, concept: Concept, advance: Advance) -> Membrane:
-    workshop = story.workshop
+def _alone(workshop: Workshop, recipe: Recipe, concept: Concept, advance: Advance) -> Membrane:
     steps = erase_steps(
         workshop.host.pipe,
         concept,
-        config=story.config,
-        seed=story.seed,
-        orthogonal_to=story.orthogonal_to,
+        config=recipe.config,
+        seed=recipe.seed,
+        orthogonal_to=recipe.orthogonal_to,
         workshop=workshop,
     )
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            advance(concept.name, 0 if story.config.num_steps else 1, 1)
+            advance(concept.name, 0 if recipe.config.num_steps else 1, 1)
             return end.value
         advance(concept.name, 1, 1)
 

@@ -49,12 +49,13 @@ def many_bar(count: int, num_steps: int, *, shown: bool) -> Generator[Advance, N
 
     Args:
         count: number of membranes.
-        num_steps: length of the run of each; one without steps counts as one.
+        num_steps: length of the run of each; without steps finished membranes are counted.
         shown: False shows nothing.
     """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        MofNCompleteColumn,
         Progress,
         TaskProgressColumn,
         TextColumn,
@@ -62,7 +63,8 @@ def many_bar(count: int, num_steps: int, *, shown: bool) -> Generator[Advance, N
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    far = TaskProgressColumn() if num_steps else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), far, TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(f"erasing {count} concepts", total=count * (num_steps or 1))
 

@@ -36,7 +36,7 @@ from semipermeable.training.objective import row_losses, total_loss
 from semipermeable.training.start import avoided, prepared, refuse_held, start, trained_sites
 from semipermeable.training.workshop import Pairs, Workshop
 
-__all__ = ["SharedAnchors", "Task", "shared_captions", "train_together"]
+__all__ = ["SharedAnchors", "Task", "check_together", "shared_captions", "train_together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def train_together(
         DivergenceError: if the loss of a membrane is not finite or explodes, naming it.
         AttachError: if the denoiser is compiled, fused or already holds membranes.
     """
-    _check(config, joint=joint)
+    check_together(config, joint=joint)
     refuse_held(workshop.host)
     began = time.monotonic()
     with prepared(workshop.host, config):
@@ -106,7 +106,8 @@ def train_together(
             stack.remove()
 
 
-def _check(config: TrainConfig, *, joint: bool) -> None:
+def check_together(config: TrainConfig, *, joint: bool) -> None:
+    """Refuse settings that no common run can have; errors as in `train_together`."""
     if not config.num_steps:
         raise ConfigError("membranes without training steps need no common run; make them one by one")
     for name in ("checkpoint", "preview"):

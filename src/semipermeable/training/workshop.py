@@ -81,6 +81,13 @@ class Workshop:
             for prompt in self.host.encode(missing[start : start + _BATCH]):
                 known[prompt.text] = kept(prompt)
 
+    def restart_moment(self) -> None:
+        """Sum the kept moment anew the next time: the last bits of a difference tell from which sum it was taken.
+
+        What is made from here on is the same, bit for bit, whatever was made before.
+        """
+        self._first = None
+
     def keep_moment(self, captions: Sequence[str]) -> Tensor:
         """Return E[x xᵀ] over all text states of captions as the projections read them, shape (dim, dim), float64.
 

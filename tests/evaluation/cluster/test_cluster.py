@@ -3,56 +3,36 @@
 import json
 import os
 import sys
-import threading
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 
 from evaluation.runner import fakes
+from ray_helpers import hang, is_doomed, kill_once_it_hangs, node, two_workers, wait_until_it_hangs
 from semipermeable.errors import ConfigError
 from semipermeable.evaluation.cluster import draw_on_cluster
 from semipermeable.evaluation.runner import RunPlan, Tools, run
 
-TESTS = Path(__file__).parents[2]
-
-
-HELD = "held"  # a file beside the log: a task hangs in its fourth picture on the worker about to die
-DOOMED = "doomed"  # a file beside the log: which node that is
-
 
 def slow_load(model, device, dtype):
     """A model that notes on which node it works, and never returns from its fourth picture on the doomed one."""
-    import ray
-
     log = Path(os.environ["SPM_TEST_LOG"])
-    node = ray.get_runtime_context().get_node_id()
-    (log / f"{node}-{time.time_ns()}").touch()
-    doomed = (log.parent / DOOMED).read_text(encoding="utf-8") == node
-    if not doomed and len(list(log.glob(f"{node}-*"))) > 2:
-        wait_for(lambda: (log.parent / HELD).exists())  # leave the other worker something to die over
+    (log / f"{node()}-{time.time_ns()}").touch()
+    doomed = is_doomed()
+    if not doomed and len(list(log.glob(f"{node()}-*"))) > 2:
+        wait_until_it_hangs()
     pipe = fakes.FakePipe()
     quick, drawn = pipe.one, []
 
     def one(prompt, generator):
         drawn.append(prompt)
         if doomed and len(drawn) == 4:
-            (log.parent / HELD).touch()
-            time.sleep(600)
+            hang()
         return quick(prompt, generator)
 
     pipe.one = one
     return pipe
-
-
-def wait_for(true, seconds=120):
-    """Wait until it is true, and say so when it never comes."""
-    until = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > until:
-            raise TimeoutError("what the test waits for did not happen")
-        time.sleep(0.05)
 
 
 TOOLS = Tools(load=slow_load, eraser=fakes.eraser, panel=fakes.panel)
@@ -61,23 +41,12 @@ TOOLS = Tools(load=slow_load, eraser=fakes.eraser, panel=fakes.panel)
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     log = tmp_path / "log"
     log.mkdir()
     monkeypatch.setenv("SPM_TEST_LOG", str(log))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, sys.path)]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else workers starve beside other work of the machine
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
-        made.workers = [made.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    with two_workers(tmp_path, monkeypatch) as made:
         made.log = log
-        made.wait_for_nodes()
         yield made
-        made.shutdown()
 
 
 def content_of(path):
@@ -91,21 +60,13 @@ def test_a_killed_worker_loses_nothing_and_counts_nothing_twice(cluster, tmp_pat
     benchmark = fakes.small_benchmark(("horse", "rose", "apple", "car"), per_role=20)
     plan = RunPlan(benchmark=benchmark, erasers=("blunt",), seeds=2, cluster=cluster.address)
     arrived, killed = [], []
-    doomed = cluster.workers[0]
-    (cluster.log.parent / DOOMED).write_text(doomed.node_id, encoding="utf-8")
-
-    def kill_one():
-        wait_for((cluster.log.parent / HELD).exists)
-        cluster.remove_node(doomed, allow_graceful=False)
-        killed.append(len(arrived))
 
     def bar(_title):
         from contextlib import nullcontext
 
         return nullcontext(lambda done, total: arrived.append((done, total)))
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
+    killer = kill_once_it_hangs(cluster, lambda: killed.append(len(arrived)))
     paths = run(plan, tmp_path / "cluster", bar=bar, tools=TOOLS)
     killer.join()
     assert killed
