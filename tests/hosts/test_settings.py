@@ -4,6 +4,8 @@ One law for all (`check`): the row that asks for the concept changes, the row be
 `detach` every bit is back.
 """
 
+import contextlib
+
 import pytest
 import torch
 
@@ -209,9 +211,10 @@ def by_bitsandbytes_8bit(linear):
 def by_bitsandbytes_4bit(linear):
     nn = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
     sizes = (linear.in_features, linear.out_features, linear.bias is not None)
-    made = nn.Linear4bit(*sizes, compute_dtype=torch.float32)
+    made = nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
     made.load_state_dict(linear.state_dict())
-    return made.to("cpu")
+    # As in a loaded model; but what is narrower than a packed block cannot run so where the CPU multiplies bf16.
+    return made.to("cpu").train(linear.in_features % 64 > 0 or linear.out_features % 32 > 0)
 
 
 def by_gguf(linear):
@@ -257,6 +260,30 @@ def test_quantised_base_weights_take_the_side_path_and_never_fold(made, family, 
     assert torch.equal(draw(pipe), before)
 
 
+@contextlib.contextmanager
+def dequantised(pipe):
+    """Meanwhile plain layers, with the weights that the quantised ones multiply with, are in their places."""
+    denoiser = settings.host_for(pipe).denoiser
+    layers = dict(denoiser.named_modules())
+    kept = {name: layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
+
+    def put(name, layer):
+        owner, _, leaf = name.rpartition(".")
+        setattr(denoiser.get_submodule(owner), leaf, layer)
+
+    with torch.no_grad():
+        for name, layer in kept.items():
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            zero = layer(torch.zeros(1, layer.in_features))
+            plain.weight.copy_((layer(torch.eye(layer.in_features)) - zero).T)
+            if layer.bias is not None:
+                plain.bias.copy_(layer.bias)
+            put(name, plain)
+    yield
+    for name, layer in kept.items():
+        put(name, layer)
+
+
 def learnt(pipe, **changes):
     """Erasing losses of a short training, and the pairs."""
     told = {"num_steps": 16, "num_anchors": 0, "num_trajectories": 1, "sampling_steps": 2, "sampling_guidance": 1.0}
@@ -277,16 +304,20 @@ def learnt(pipe, **changes):
 def test_a_membrane_is_trained_beside_quantised_base_weights(made, family, quantise):
     """What a 24 GB card needs for FLUX.1: the weights in 8 or 4 bits stay as they are, gradients pass through them."""
     pipe, _ = made(family)
-    exact = {name: pair for name, pair in learnt(pipe, num_steps=0, closed_form=True)[1].items() if pair[0].any()}
     quantised(pipe, quantise)
+    with dequantised(pipe):
+        exact = learnt(pipe, num_steps=0, closed_form=True)[1]
+    # Layers may change how they keep their weights when they are first drawn with.
+    draw(pipe)
     losses, _ = learnt(pipe)
     still, _ = learnt(pipe, learning_rate=1e-12)
     assert losses[0] == still[0]
     assert sum(losses[8:]) < 0.9 * sum(still[8:])
     found = learnt(pipe, num_steps=0, closed_form=True)[1]
+    assert any(u.any() for u, _ in exact.values())
     for name, (u, v) in exact.items():
         torch.testing.assert_close(
-            found[name][0] @ found[name][1], u @ v, atol=0.2 * float((u @ v).abs().max()), rtol=0
+            found[name][0] @ found[name][1], u @ v, atol=1e-3 * float((u @ v).abs().max()), rtol=0
         )
 
 
