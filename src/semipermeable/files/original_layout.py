@@ -1,10 +1,10 @@
 """Weights under the names, and in the pieces, of the programs that models were first released with.
 
-Each function takes the state dict of a module of diffusers or transformers and returns the same numbers as the original
-program keeps them: names change, projections that were split (q, k, v) become one matrix again, and a projection of
-images by 1×1 convolution gets its kernel back. UNets and VAEs are CompVis' and Stability's (`ldm`, `sgm`), text encoders
-OpenAI's CLIP as transformers keeps it and OpenCLIP, FLUX.1 Black Forest Labs'. The names of UNet and VAE layers are those
-of `ldm_names`.
+Each function takes the state dict of a module of diffusers or transformers and returns the same numbers as the
+original program keeps them: names change, projections that were split (q, k, v) become one matrix again, and a
+projection of images by 1×1 convolution gets its kernel back. UNets and VAEs are CompVis' and Stability's (`ldm`,
+`sgm`), text encoders OpenAI's CLIP as transformers keeps it and OpenCLIP, FLUX.1 Black Forest Labs'. The names of UNet
+and VAE layers are those of `ldm_names`.
 """
 
 import re
@@ -102,7 +102,7 @@ def vae_weights(state: Mapping[str, Tensor]) -> Weights:
 
 
 def clip_weights(state: Mapping[str, Tensor]) -> Weights:
-    """Return the weights of a `CLIPTextModel` under "text_model.", where every release of transformers had them once."""
+    """Return the weights of a `CLIPTextModel` under "text_model.", where transformers had them at first."""
     return {f"text_model.{name.removeprefix('text_model.')}": value for name, value in state.items()}
 
 

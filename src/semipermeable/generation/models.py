@@ -169,11 +169,12 @@ def _from_file(path: Path, dtype: Any) -> Any:
 
 def _flux_from_file(path: Path, beside: Path, dtype: Any) -> Any:
     """Load the denoiser from an original FLUX.1 file, which holds nothing else, and the rest from a folder."""
-    from diffusers import DiffusionPipeline, FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     needs = (
-        f"checkpoint {str(path)!r} holds the denoiser of FLUX.1 alone; put a diffusers folder of FLUX.1 (its transformer's "
-        f"weights may be missing) at {str(beside)!r}, or pass a diffusers folder"
+        f"checkpoint {str(path)!r} holds the denoiser of FLUX.1 alone; put a diffusers folder of FLUX.1 (the weights of "
+        f"its transformer may be missing) at {str(beside)!r}, or pass a diffusers folder"
     )
     if not (beside / "model_index.json").is_file():
         raise ModelError(needs)
