@@ -173,7 +173,7 @@ def _flux_from_file(path: Path, beside: Path, dtype: Any) -> Any:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     needs = (
-        f"checkpoint {str(path)!r} holds the denoiser of FLUX.1 alone; put a diffusers folder of FLUX.1 (the weights of "
+        f"checkpoint {str(path)!r} holds the denoiser of FLUX.1 alone; put a diffusers folder of FLUX.1 (weights of "
         f"its transformer may be missing) at {str(beside)!r}, or pass a diffusers folder"
     )
     if not (beside / "model_index.json").is_file():
