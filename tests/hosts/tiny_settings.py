@@ -43,13 +43,27 @@ def make_sd1(tokenizer):
 
 def make_pipe(family, tokenizer):
     """A tiny random pipeline of a family, quiet."""
-    from hosts.tiny_dits import make_flux, make_sd3
+    from hosts import tiny_large as large
+    from hosts.tiny_dits import make_flux, make_pixart, make_sd3
     from hosts.tiny_unets import make_sdxl
 
     makers = {"unet": make_sd1, "sdxl": make_sdxl, "sd3": make_sd3, "flux": make_flux}
-    pipe = makers[family](tokenizer)
-    if family == "flux":
+    without = {
+        "pixart": make_pixart,
+        "wan": large.make_wan,
+        "qwen-image": large.make_qwen_image,
+        "sana": large.make_sana,
+        "z-image": large.make_z_image,
+    }
+    pipe = makers[family](tokenizer) if family in makers else without[family]()
+    if family in ("flux", "qwen-image", "z-image"):
         pipe.default_sample_size = 8
+    if family == "wan":
+        pipe.default_num_frames, pipe.default_height, pipe.default_width = 5, 32, 32
+    if family == "qwen-image":
+        # The number of tokens before the prompt, with this vocabulary.
+        before = pipe.prompt_template_encode.split("{}")[0]
+        pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
     if family == "sd3":
         _widen(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -81,19 +95,24 @@ def membranes_for(pipe, number=1, *, scale=0.05):
 
 
 def draw(pipe, prompts=PROMPTS, *, guidance=3.5, steps=STEPS, output="latent", **options):
-    """Final latents of a pipeline, or pictures, each row with noise of its own."""
+    """Final latents of a pipeline, or pictures, each row with noise of its own.
+
+    `options` are the pipeline's own arguments, before what the host says of size and guidance.
+    """
+    host = host_for(pipe)
+    avoided = [host.default_negative] * len(prompts) if host.default_negative and guidance > 1 else None
+    told = {**host.size_arguments(), **host.draw_arguments(guidance, avoided)} | options
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     with torch.random.fork_rng():
         # Some ControlNet pipelines sample the latents of the control image from the global generator.
         torch.manual_seed(0)
-        return pipe(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+        result = pipe(
+            prompt=list(prompts),
             generator=generators,
             output_type=output,
-            **options,
-        ).images
+            **{name: value for name, value in ({"num_inference_steps": steps} | told).items() if value is not None},
+        )
+        return host.drawn(result)
 
 
 def picture(seed, *, channels=3, size=16):
@@ -128,7 +147,7 @@ def image_to_image(pipe, family):
     size = {"height": 16, "width": 16} if family in ("flux", "sd3") else {}
     # half of the steps are run
     return _sibling(pipe, _CLASSES[family].format("Img2Img")), {
-        "image": picture(1), "strength": 0.6, "steps": 4, **size
+        "image": picture(1), "strength": 0.6, "num_inference_steps": 4, **size
     }  # fmt: skip
 
 
@@ -137,7 +156,7 @@ def inpainting(pipe, family):
     mask = (picture(2, channels=1) > 0.5).float()
     size = {"height": 16, "width": 16}
     return _sibling(pipe, _CLASSES[family].format("Inpaint")), {
-        "image": picture(1), "mask_image": mask, "strength": 0.6, "steps": 4, **size
+        "image": picture(1), "mask_image": mask, "strength": 0.6, "num_inference_steps": 4, **size
     }  # fmt: skip
 
 
@@ -210,14 +229,35 @@ def with_ip_adapter(pipe, family):
 
 def add_lora(pipe, *, seed=5, name="other", scale=0.1):
     """Put a random LoRA on the attention projections of the denoiser, active, as `load_lora_weights` does: by PEFT."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     part = host_for(pipe).denoiser
-    part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"]), name)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"])
+    if hasattr(part, "add_adapter"):
+        part.add_adapter(config, name)
+    else:
+        # diffusers loads no LoRA into PixArt; PEFT does.
+        inject_adapter_in_model(config, part, name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in part.named_parameters():
             if ".lora_" in key:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    pipe.set_adapters([name])
+    if hasattr(part, "set_adapters"):
+        part.set_adapters([name])
     return pipe
+
+
+def merge_lora(pipe):
+    """Put the LoRA into the weights and take its layers away."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    if hasattr(pipe, "fuse_lora"):
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        return
+    part = host_for(pipe).denoiser
+    for module in part.modules():
+        if hasattr(module, "base_layer"):
+            module.merge()
+    recurse_remove_peft_layers(part)
