@@ -58,17 +58,26 @@ def made(tokenizer):
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["image_to_image", "inpainting", "controlled"])
-def test_relatives_of_a_pipeline(made, family, kind):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (family, kind)
+        for family in (*FAMILIES, "qwen-image", "z-image")
+        for kind in ("image_to_image", "inpainting", "controlled")
+    ]
+    + [("sana", "controlled"), ("wan", "video_to_video")],
+)
+def test_relatives_of_a_pipeline(made, family, kind, monkeypatch):
     pipe, membrane = made(family)
     relative, options = getattr(settings, kind)(pipe, family)
+    if kind == "video_to_video":
+        settings.without_ftfy(monkeypatch)
     plain = draw(pipe)
     check(relative, membrane, **options)
     assert torch.equal(draw(pipe), plain)
 
 
-@pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_ip_adapter_beside_a_membrane(made, family):
     pipe, membrane = made(family)
     without = draw(pipe)

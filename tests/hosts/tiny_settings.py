@@ -4,6 +4,9 @@ Everything is made from a tiny random pipeline (`tiny_unets`, `tiny_dits`), shar
 diffusers.
 """
 
+import inspect
+import types
+
 import torch
 
 from hosts.family_laws import PROMPTS
@@ -129,7 +132,10 @@ def _sibling(pipe, name, **more):
         if name.startswith("StableDiffusion") and "safety" in str(cls.__init__.__annotations__)
         else {}
     )
-    made = cls(**pipe.components, **more, **flags)
+    taken = set(inspect.signature(cls.__init__).parameters)
+    made = cls(**{part: module for part, module in pipe.components.items() if part in taken}, **more, **flags)
+    if hasattr(pipe, "prompt_template_encode_start_idx"):
+        made.prompt_template_encode_start_idx = pipe.prompt_template_encode_start_idx
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -139,24 +145,50 @@ _CLASSES = {
     "sdxl": "StableDiffusionXL{}Pipeline",
     "sd3": "StableDiffusion3{}Pipeline",
     "flux": "Flux{}Pipeline",
+    "qwen-image": "QwenImage{}Pipeline",
+    "z-image": "ZImage{}Pipeline",
+    "sana": "Sana{}Pipeline",
 }
+_EDGE = {"qwen-image": 32, "sana": 32}
+"""Of pictures, in pixels, where a smaller one has too few latents."""
+
+
+def _sized(family):
+    edge = _EDGE.get(family, 16)
+    return {"height": edge, "width": edge}
+
+
+def video_to_video(pipe, family):
+    """Wan's video-to-video pipeline and what it is called with."""
+    video = torch.rand(len(PROMPTS), 5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return _sibling(pipe, "WanVideoToVideoPipeline"), {
+        "video": video, "strength": 0.6, "num_inference_steps": 4, "height": 32, "width": 32
+    }  # fmt: skip
 
 
 def image_to_image(pipe, family):
     """The family's img2img pipeline and what it is called with."""
-    size = {"height": 16, "width": 16} if family in ("flux", "sd3") else {}
+    size = {} if family in ("unet", "sdxl") else _sized(family)
     # half of the steps are run
     return _sibling(pipe, _CLASSES[family].format("Img2Img")), {
-        "image": picture(1), "strength": 0.6, "num_inference_steps": 4, **size
+        "image": picture(1, size=_EDGE.get(family, 16)), "strength": 0.6, "num_inference_steps": 4, **size
     }  # fmt: skip
+
+
+def without_ftfy(monkeypatch):
+    """Let Wan's video-to-video pipeline run where ftfy, without which it takes no prompt, is not installed."""
+    from diffusers.pipelines.wan import pipeline_wan_video2video
+
+    same = types.SimpleNamespace(fix_text=lambda text: text)
+    monkeypatch.setattr(pipeline_wan_video2video, "ftfy", same, raising=False)
 
 
 def inpainting(pipe, family):
     """The family's inpainting pipeline and what it is called with."""
-    mask = (picture(2, channels=1) > 0.5).float()
-    size = {"height": 16, "width": 16}
+    edge = _EDGE.get(family, 16)
+    mask = (picture(2, channels=1, size=edge) > 0.5).float()
     return _sibling(pipe, _CLASSES[family].format("Inpaint")), {
-        "image": picture(1), "mask_image": mask, "strength": 0.6, "num_inference_steps": 4, **size
+        "image": picture(1, size=edge), "mask_image": mask, "strength": 0.6, "num_inference_steps": 4, **_sized(family)
     }  # fmt: skip
 
 
@@ -171,13 +203,38 @@ def controlled(pipe, family):
                     parameter.normal_(0, 0.1)
     name = "StableDiffusion3ControlNetPipeline" if family == "sd3" else _CLASSES[family].format("ControlNet")
     key = "image" if family in ("unet", "sdxl") else "control_image"
-    size = {"height": 16, "width": 16}
-    return _sibling(pipe, name, controlnet=net), {key: picture(3), **size}
+    return _sibling(pipe, name, controlnet=net), {key: picture(3, size=_EDGE.get(family, 16)), **_sized(family)}
 
 
 def _control_net(pipe, family):
-    from diffusers import ControlNetModel, FluxControlNetModel, SD3ControlNetModel
+    from diffusers import (
+        ControlNetModel,
+        FluxControlNetModel,
+        QwenImageControlNetModel,
+        SanaControlNetModel,
+        SD3ControlNetModel,
+        ZImageControlNetModel,
+    )
 
+    if family == "qwen-image":
+        return QwenImageControlNetModel.from_transformer(
+            pipe.transformer, num_layers=1, attention_head_dim=16, num_attention_heads=2
+        )
+    if family == "sana":
+        names = set(inspect.signature(SanaControlNetModel.__init__).parameters)
+        kept = {name: value for name, value in pipe.transformer.config.items() if name in names}
+        return SanaControlNetModel(**kept | {"num_layers": 1})
+    if family == "z-image":
+        # The pipeline gives it the embedders and refiners of its own denoiser.
+        return ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=pipe.transformer.config.in_channels,
+            dim=32,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+        )
     if family in ("unet", "sdxl"):
         # one downsampling, as in the tiny VAE
         return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8))
@@ -197,6 +254,8 @@ def with_ip_adapter(pipe, family):
     def random(*shape):
         return torch.randn(shape, generator=generator) * 0.3
 
+    if family == "sd3":
+        return _with_sd3_ip_adapter(pipe, random, width)
     denoiser = pipe.transformer if family == "flux" else pipe.unet
     inner = denoiser.config.joint_attention_dim if family == "flux" else denoiser.config.cross_attention_dim
     adapter = {}
@@ -225,6 +284,35 @@ def with_ip_adapter(pipe, family):
         return pipe, {name: [random(len(PROMPTS), 1, width)] for name in embeds}
     pipe.load_ip_adapter(state, subfolder=None, weight_name=None, image_encoder_folder=None)
     return pipe, {"ip_adapter_image_embeds": [random(2 * len(PROMPTS), 1, width)]}
+
+
+def _with_sd3_ip_adapter(pipe, random, width):
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    from diffusers.models.embeddings import IPAdapterTimeImageProjection
+
+    config = pipe.transformer.config
+    inner, hidden = config.num_attention_heads * config.attention_head_dim, 64
+    projection = IPAdapterTimeImageProjection(
+        embed_dim=width, output_dim=inner, hidden_dim=hidden, heads=1, num_queries=2, timestep_in_dim=8
+    )
+    processor = SD3IPAdapterJointAttnProcessor2_0(
+        hidden_size=inner,
+        ip_hidden_states_dim=inner,
+        head_dim=config.attention_head_dim,
+        timesteps_emb_dim=hidden,
+    )
+    layers = range(len(pipe.transformer.attn_processors))
+    state = {
+        "image_proj": {name: random(*value.shape) for name, value in projection.state_dict().items()},
+        "ip_adapter": {
+            f"{number}.{name}": random(*value.shape)
+            for number in layers
+            for name, value in processor.state_dict().items()
+        },
+    }
+    pipe.load_ip_adapter(state, weight_name=None, image_encoder_folder=None)
+    # One picture for all prompts; the pipeline repeats it.
+    return pipe, {"ip_adapter_image_embeds": random(2, 1, width)}
 
 
 def add_lora(pipe, *, seed=5, name="other", scale=0.1):
