@@ -66,6 +66,19 @@ def test_peft_loads_it_and_draws_the_same(made, tmp_path, family):
     assert_close(draw(pipe, guidance=1.0), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("family", ["unet", "sdxl", "pixart", *TRANSFORMERS])
+def test_a_baked_folder_is_the_folded_pipeline(tokenizer, tmp_path, family):
+    pipe = make_pipe(family, tokenizer)
+    (membrane,) = membranes_for(pipe)
+    bake_folder(pipe, membrane, tmp_path / "baked")
+    again = type(pipe).from_pretrained(tmp_path / "baked", local_files_only=True)
+    with spm.fold(pipe, membrane):
+        expected = host_for(pipe).denoiser.state_dict()
+        found = host_for(again).denoiser.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "peft"])
 def test_an_adapter_for_two_denoisers_is_refused(tmp_path, layout):
     """One file of these is for one denoiser; a baked folder has both."""
