@@ -1,8 +1,10 @@
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler
 
+import semipermeable as spm
 from hosts.family_laws import PROMPTS, FamilyLaws, reloaded
+from hosts.tiny_settings import membranes_for
 from hosts.tiny_unets import make_sdxl
 from semipermeable.hosts import SDXLHost, host_for, weights_hash
 
@@ -53,14 +55,29 @@ def test_the_refiner_is_no_family_of_ours(tokenizer):
     assert not SDXLHost.supports(pipe)
 
 
-def test_turbo_draws_in_one_step_without_unconditional_rows(tokenizer):
-    """SDXL Turbo: the same classes, an ancestral scheduler with trailing steps, guidance 0."""
-    scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing")
+DISTILLED = {
+    "Turbo": (EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"), 1, 0.0),
+    "Lightning": (EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"), 4, 0.0),
+    "LCM": (LCMScheduler(beta_schedule="scaled_linear", clip_sample=False), 4, 1.0),
+}
+"""The same classes with another scheduler, few steps and no guidance."""
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distilled_models_draw_in_few_steps_without_unconditional_rows(tokenizer, name):
+    scheduler, steps, guidance = DISTILLED[name]
     pipe = make_sdxl(tokenizer, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     host, seen = host_for(pipe), []
     pipe.unet.register_forward_pre_hook(
         lambda _module, args, kwargs: seen.append(host.call_rows(args, kwargs).conditional), with_kwargs=True
     )
-    host.draw(PROMPTS, steps=1, guidance=0.0, generator=torch.Generator().manual_seed(0), output="latent")
-    assert seen == [[True, True]]
+    (membrane,) = membranes_for(pipe)
+    generators = {"generator": [torch.Generator().manual_seed(seed) for seed in range(2)]}
+    bare = host.draw(PROMPTS, steps=steps, guidance=guidance, output="latent", **generators)
+    assert seen == [[True, True]] * steps
+    generators = {"generator": [torch.Generator().manual_seed(seed) for seed in range(2)]}
+    with spm.attach(pipe, membrane) as guard:
+        drawn = host.draw(PROMPTS, steps=steps, guidance=guidance, output="latent", **generators)
+        assert {row.prompt: row.gamma for row in guard.trace} == {PROMPTS[0]: 1.0, PROMPTS[1]: 0.0}
+    assert [torch.equal(a, b) for a, b in zip(drawn, bare, strict=True)] == [False, True]

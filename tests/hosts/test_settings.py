@@ -10,6 +10,15 @@ import torch
 import semipermeable as spm
 from hosts import tiny_settings as settings
 from hosts.family_laws import PROMPTS
+from hosts.quantising import (
+    KINDS,
+    by_bitsandbytes_4bit,
+    by_bitsandbytes_8bit,
+    by_gguf,
+    by_torchao,
+    dequantised,
+    quantised,
+)
 from hosts.tiny_settings import add_lora, draw, make_pipe, membranes_for
 from semipermeable.equip.baking import bake_folder
 from semipermeable.errors import AttachError, SiteError
@@ -19,6 +28,8 @@ from semipermeable.training import TrainConfig
 from training_helpers import finish
 
 FAMILIES = ("unet", "sdxl", "sd3", "flux")
+"""With the most relatives and adapters: every setting."""
+ALL = (*FAMILIES, "pixart", "wan", "qwen-image", "sana", "z-image")
 
 
 def check(pipe, membrane, **options):
@@ -47,17 +58,26 @@ def made(tokenizer):
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["image_to_image", "inpainting", "controlled"])
-def test_relatives_of_a_pipeline(made, family, kind):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (family, kind)
+        for family in (*FAMILIES, "qwen-image", "z-image")
+        for kind in ("image_to_image", "inpainting", "controlled")
+    ]
+    + [("sana", "controlled"), ("wan", "video_to_video")],
+)
+def test_relatives_of_a_pipeline(made, family, kind, monkeypatch):
     pipe, membrane = made(family)
     relative, options = getattr(settings, kind)(pipe, family)
+    if kind == "video_to_video":
+        settings.without_ftfy(monkeypatch)
     plain = draw(pipe)
     check(relative, membrane, **options)
     assert torch.equal(draw(pipe), plain)
 
 
-@pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_ip_adapter_beside_a_membrane(made, family):
     pipe, membrane = made(family)
     without = draw(pipe)
@@ -76,17 +96,24 @@ def test_attention_slicing(made, family, size):
     torch.testing.assert_close(check(pipe, membrane), whole, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_slicing_and_tiling_of_the_vae(made, family):
     pipe, membrane = made(family)
     pipe.vae.enable_slicing()
     pipe.vae.enable_tiling()
-    pipe.vae.tile_sample_min_size = 8
-    pipe.vae.tile_latent_min_size = 4
+    # Smaller than a picture, so that there is more than one tile.
+    ratio = getattr(pipe.vae, "spatial_compression_ratio", 4)
+    lengths = {"sample_min": 2 * ratio, "latent_min": 2, "sample_stride": ratio}
+    if family in ("unet", "sdxl", "sd3", "flux", "pixart", "z-image"):
+        lengths = {"sample_min": 8, "latent_min": 4}
+    for edge in ("size", "height", "width"):
+        for what, length in lengths.items():
+            if hasattr(pipe.vae, f"tile_{what}_{edge}"):
+                setattr(pipe.vae, f"tile_{what}_{edge}", length)
     check(pipe, membrane, output="pt")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_lora_beside_a_membrane_adds_up_and_stays(made, family):
     pipe, membrane = made(family)
     bare = draw(pipe)
@@ -97,8 +124,7 @@ def test_a_lora_beside_a_membrane_adds_up_and_stays(made, family):
     with spm.attach(pipe, membrane, "open"):
         both = draw(pipe)
     # The same sum by plain weights, W + BA + uv.
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
+    settings.merge_lora(pipe)
     with spm.fold(pipe, membrane):
         summed = draw(pipe, guidance=1.0)
     with spm.attach(pipe, membrane, "open"):
@@ -123,6 +149,25 @@ def test_a_lora_that_comes_and_goes_while_a_membrane_is_attached(made, family):
         add_lora(pipe)
     torch.testing.assert_close(draw(pipe), draw(other))
     assert not torch.equal(draw(pipe), without)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "pixart", "wan"])
+def test_fused_projections_are_refused_with_the_reason(made, family):
+    """By the denoiser's own `fuse_qkv_projections`; that of the other families does nothing, or is missing."""
+    pipe, membrane = made(family)
+    denoiser = settings.host_for(pipe).denoiser
+    bare = draw(pipe)
+    denoiser.fuse_qkv_projections()
+    fused = draw(pipe)
+    reason = r"has fused query/key/value projections: the sites of a membrane do not run"
+    for use in (spm.attach, spm.fold):
+        with pytest.raises(AttachError, match=reason):
+            use(pipe, membrane)
+    with pytest.raises(AttachError, match=reason):
+        learnt(pipe, num_steps=1)
+    assert torch.equal(draw(pipe), fused)
+    denoiser.unfuse_qkv_projections()
+    torch.testing.assert_close(draw(pipe), bare, atol=1e-4, rtol=1e-3)
 
 
 def leaves_on_cpu(pipe):
@@ -163,8 +208,18 @@ def groups_of_leaves(pipe):
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("offload", [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves])
+OFFLOADS = [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves]
+
+
+@pytest.mark.parametrize(
+    ("family", "offload"),
+    [
+        (family, way)
+        for family in ALL
+        for way in OFFLOADS
+        if family in FAMILIES or way in (leaves_on_cpu, pipelines_own, groups_of_blocks)
+    ],
+)
 def test_offloading(made, family, offload):
     pipe, membrane = made(family)
     with spm.attach(pipe, membrane):
@@ -193,52 +248,17 @@ def test_offloaded_weights_are_hashed_and_never_folded(made):
         weights_hash(torch.nn.Linear(2, 2, device="meta"))
 
 
-def by_torchao(linear):
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-    quantization.quantize_(linear, quantization.Int8WeightOnlyConfig())
-    return linear
-
-
-def by_bitsandbytes_8bit(linear):
-    nn = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
-    made = nn.Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
-    made.load_state_dict(linear.state_dict())
-    return made.to("cpu")
-
-
-def by_bitsandbytes_4bit(linear):
-    nn = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
-    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
-    made = nn.Linear4bit(*sizes, compute_dtype=torch.float32)
-    made.load_state_dict(linear.state_dict())
-    return made.to("cpu")
-
-
-def by_gguf(linear):
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
-
-    if linear.in_features % 32:
-        return linear
-    kind = gguf.GGMLQuantizationType.Q8_0
-    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
-    made = GGUFLinear(*sizes, compute_dtype=torch.float32)
-    made.weight = GGUFParameter(torch.from_numpy(gguf.quants.quantize(linear.weight.numpy(), kind)), quant_type=kind)
-    made.bias = linear.bias
-    return made
-
-
-def quantised(pipe, quantise):
-    denoiser = settings.host_for(pipe).denoiser.requires_grad_(False)
-    for name, module in list(denoiser.named_modules()):
-        if type(module) is torch.nn.Linear:
-            owner, _, leaf = name.rpartition(".")
-            setattr(denoiser.get_submodule(owner), leaf, quantise(module))
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["unet", "sdxl", "flux"])
-@pytest.mark.parametrize("quantise", [by_torchao, by_bitsandbytes_8bit, by_bitsandbytes_4bit, by_gguf])
+@pytest.mark.parametrize(
+    ("family", "quantise"),
+    [
+        (family, kind)
+        for family in ALL
+        for kind in KINDS
+        # GGUF's blocks are wider than the layers of the tiny Sana.
+        if family in FAMILIES or (kind is not by_bitsandbytes_8bit and (family, kind) != ("sana", by_gguf))
+    ],
+)
 def test_quantised_base_weights_take_the_side_path_and_never_fold(made, family, quantise):
     pipe, membrane = made(family)
     plain = draw(pipe)
@@ -277,16 +297,20 @@ def learnt(pipe, **changes):
 def test_a_membrane_is_trained_beside_quantised_base_weights(made, family, quantise):
     """What a 24 GB card needs for FLUX.1: the weights in 8 or 4 bits stay as they are, gradients pass through them."""
     pipe, _ = made(family)
-    exact = {name: pair for name, pair in learnt(pipe, num_steps=0, closed_form=True)[1].items() if pair[0].any()}
     quantised(pipe, quantise)
+    with dequantised(pipe):
+        exact = learnt(pipe, num_steps=0, closed_form=True)[1]
+    # Layers may change how they keep their weights when they are first drawn with.
+    draw(pipe)
     losses, _ = learnt(pipe)
     still, _ = learnt(pipe, learning_rate=1e-12)
     assert losses[0] == still[0]
     assert sum(losses[8:]) < 0.9 * sum(still[8:])
     found = learnt(pipe, num_steps=0, closed_form=True)[1]
+    assert any(u.any() for u, _ in exact.values())
     for name, (u, v) in exact.items():
         torch.testing.assert_close(
-            found[name][0] @ found[name][1], u @ v, atol=0.2 * float((u @ v).abs().max()), rtol=0
+            found[name][0] @ found[name][1], u @ v, atol=1e-3 * float((u @ v).abs().max()), rtol=0
         )
 
 
@@ -304,7 +328,7 @@ def test_gradient_checkpointing_trains_the_same_membrane_in_less_memory(made, fa
     torch.testing.assert_close(same, pairs, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("offload", [leaves_on_cpu, pipelines_own, whole_model, groups_of_blocks, groups_of_leaves])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_a_membrane_is_trained_beside_offloaded_weights(made, offload):
     pipe, _ = made("unet")
     expected, pairs = learnt(pipe, closed_form=True, num_steps=4)

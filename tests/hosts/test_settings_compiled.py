@@ -87,7 +87,7 @@ def draw_alone(pipe, guard):
     sibling = type(pipe)(**pipe.components | originals, **flags(pipe))
     sibling.set_progress_bar_config(disable=True)
     for name, value in vars(pipe).items():
-        if name == "default_sample_size":
+        if name.startswith("default_") or name == "prompt_template_encode_start_idx":
             setattr(sibling, name, value)
     return draw(sibling, PROMPTS[1:])
 
@@ -99,8 +99,14 @@ def flags(pipe):
 WHOLE = [pytest.param(family, how, marks=pytest.mark.slow) for family in ("unet", "sdxl", "sd3") for how in HOWS[:2]]
 
 
+OTHERS = [
+    pytest.param(family, "in place", marks=pytest.mark.slow)
+    for family in ("pixart", "wan", "qwen-image", "sana", "z-image")
+]
+
+
 @pytest.mark.parametrize(
-    ("family", "how"), [("unet", "blocks"), ("sdxl", "blocks"), *(("flux", how) for how in HOWS), *WHOLE]
+    ("family", "how"), [("unet", "blocks"), ("sdxl", "blocks"), *(("flux", how) for how in HOWS), *OTHERS, *WHOLE]
 )
 def test_a_compiled_denoiser_draws_what_the_eager_one_draws(made, family, how):
     pipe, membranes = made(family)

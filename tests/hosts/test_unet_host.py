@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from semipermeable import hosts
 from semipermeable.errors import ArchitectureError
 from semipermeable.hosts import Host, UNetHost, host_for, weights_hash
 
@@ -81,10 +84,14 @@ def test_no_machine_path_is_published(pipe, host):
     assert host.base_model
 
 
-def test_unsupported_pipelines_are_told_what_is_supported(pipe):
+def test_unsupported_pipelines_are_told_what_is_supported_and_where_to_read_on(pipe):
     class Odd:
         components = dict.fromkeys(["transformer", "text_encoder_2"], object())
 
-    with pytest.raises(ArchitectureError, match=r"Odd \(text_encoder_2, transformer\).*Stable Diffusion 1\.x"):
+    with pytest.raises(ArchitectureError, match=r"Odd \(text_encoder_2, transformer\)") as caught:
         host_for(Odd())
+    for host in hosts._HOSTS:
+        assert host.describes in str(caught.value)
+    assert str(caught.value).endswith("docs/adding-a-family.md shows how to add a family in one file.")
+    assert (Path(__file__).parents[2] / "docs" / "adding-a-family.md").is_file()
     assert not UNetHost.supports(object())

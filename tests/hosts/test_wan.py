@@ -5,6 +5,7 @@ from torch.testing import assert_close
 import semipermeable as spm
 from hosts.family_laws import PROMPTS, FamilyLaws, reloaded
 from hosts.tiny_large import make_wan
+from hosts.tiny_settings import without_ftfy
 from semipermeable.errors import ArchitectureError
 from semipermeable.hosts import WanHost, host_for
 
@@ -88,6 +89,23 @@ def test_a_timestep_for_each_patch(tmp_path):
     handle.remove()
     assert_close(seen[1], seen[0], check_dtype=False)
     assert seen[0].shape == (2, 8)
+
+
+def test_a_video_to_video_pipeline_knows_what_training_needs(monkeypatch):
+    from diffusers import WanVideoToVideoPipeline
+
+    without_ftfy(monkeypatch)
+    pipe = make_wan()
+    parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
+    relative = WanVideoToVideoPipeline(**parts)
+    relative.default_num_frames, relative.default_height, relative.default_width = 5, 32, 32
+    host, own = host_for(relative), host_for(pipe)
+    assert host.latent_shape() == (4, 2, 4, 4)
+    assert host.size_arguments() == {"height": 32, "width": 32}
+    x, t = torch.randn(1, *host.latent_shape(), generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    with torch.no_grad():
+        found = host.predict(x, t, host.condition(PROMPTS[:1]))
+        assert torch.equal(found, own.predict(x, t, own.condition(PROMPTS[:1])))
 
 
 def test_image_to_video_is_refused():

@@ -4,6 +4,9 @@ Everything is made from a tiny random pipeline (`tiny_unets`, `tiny_dits`), shar
 diffusers.
 """
 
+import inspect
+import types
+
 import torch
 
 from hosts.family_laws import PROMPTS
@@ -43,13 +46,27 @@ def make_sd1(tokenizer):
 
 def make_pipe(family, tokenizer):
     """A tiny random pipeline of a family, quiet."""
-    from hosts.tiny_dits import make_flux, make_sd3
+    from hosts import tiny_large as large
+    from hosts.tiny_dits import make_flux, make_pixart, make_sd3
     from hosts.tiny_unets import make_sdxl
 
     makers = {"unet": make_sd1, "sdxl": make_sdxl, "sd3": make_sd3, "flux": make_flux}
-    pipe = makers[family](tokenizer)
-    if family == "flux":
+    without = {
+        "pixart": make_pixart,
+        "wan": large.make_wan,
+        "qwen-image": large.make_qwen_image,
+        "sana": large.make_sana,
+        "z-image": large.make_z_image,
+    }
+    pipe = makers[family](tokenizer) if family in makers else without[family]()
+    if family in ("flux", "qwen-image", "z-image"):
         pipe.default_sample_size = 8
+    if family == "wan":
+        pipe.default_num_frames, pipe.default_height, pipe.default_width = 5, 32, 32
+    if family == "qwen-image":
+        # The number of tokens before the prompt, with this vocabulary.
+        before = pipe.prompt_template_encode.split("{}")[0]
+        pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
     if family == "sd3":
         _widen(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -81,19 +98,24 @@ def membranes_for(pipe, number=1, *, scale=0.05):
 
 
 def draw(pipe, prompts=PROMPTS, *, guidance=3.5, steps=STEPS, output="latent", **options):
-    """Final latents of a pipeline, or pictures, each row with noise of its own."""
+    """Final latents of a pipeline, or pictures, each row with noise of its own.
+
+    `options` are the pipeline's own arguments, before what the host says of size and guidance.
+    """
+    host = host_for(pipe)
+    avoided = [host.default_negative] * len(prompts) if host.default_negative and guidance > 1 else None
+    told = {**host.size_arguments(), **host.draw_arguments(guidance, avoided)} | options
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     with torch.random.fork_rng():
         # Some ControlNet pipelines sample the latents of the control image from the global generator.
         torch.manual_seed(0)
-        return pipe(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+        result = pipe(
+            prompt=list(prompts),
             generator=generators,
             output_type=output,
-            **options,
-        ).images
+            **{name: value for name, value in ({"num_inference_steps": steps} | told).items() if value is not None},
+        )
+        return host.drawn(result)
 
 
 def picture(seed, *, channels=3, size=16):
@@ -110,7 +132,10 @@ def _sibling(pipe, name, **more):
         if name.startswith("StableDiffusion") and "safety" in str(cls.__init__.__annotations__)
         else {}
     )
-    made = cls(**pipe.components, **more, **flags)
+    taken = set(inspect.signature(cls.__init__).parameters)
+    made = cls(**{part: module for part, module in pipe.components.items() if part in taken}, **more, **flags)
+    if hasattr(pipe, "prompt_template_encode_start_idx"):
+        made.prompt_template_encode_start_idx = pipe.prompt_template_encode_start_idx
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -120,24 +145,50 @@ _CLASSES = {
     "sdxl": "StableDiffusionXL{}Pipeline",
     "sd3": "StableDiffusion3{}Pipeline",
     "flux": "Flux{}Pipeline",
+    "qwen-image": "QwenImage{}Pipeline",
+    "z-image": "ZImage{}Pipeline",
+    "sana": "Sana{}Pipeline",
 }
+_EDGE = {"qwen-image": 32, "sana": 32}
+"""Of pictures, in pixels, where a smaller one has too few latents."""
+
+
+def _sized(family):
+    edge = _EDGE.get(family, 16)
+    return {"height": edge, "width": edge}
+
+
+def video_to_video(pipe, family):
+    """Wan's video-to-video pipeline and what it is called with."""
+    video = torch.rand(len(PROMPTS), 5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return _sibling(pipe, "WanVideoToVideoPipeline"), {
+        "video": video, "strength": 0.6, "num_inference_steps": 4, "height": 32, "width": 32
+    }  # fmt: skip
 
 
 def image_to_image(pipe, family):
     """The family's img2img pipeline and what it is called with."""
-    size = {"height": 16, "width": 16} if family in ("flux", "sd3") else {}
+    size = {} if family in ("unet", "sdxl") else _sized(family)
     # half of the steps are run
     return _sibling(pipe, _CLASSES[family].format("Img2Img")), {
-        "image": picture(1), "strength": 0.6, "steps": 4, **size
+        "image": picture(1, size=_EDGE.get(family, 16)), "strength": 0.6, "num_inference_steps": 4, **size
     }  # fmt: skip
+
+
+def without_ftfy(monkeypatch):
+    """Let Wan's video-to-video pipeline run where ftfy, without which it takes no prompt, is not installed."""
+    from diffusers.pipelines.wan import pipeline_wan_video2video
+
+    same = types.SimpleNamespace(fix_text=lambda text: text)
+    monkeypatch.setattr(pipeline_wan_video2video, "ftfy", same, raising=False)
 
 
 def inpainting(pipe, family):
     """The family's inpainting pipeline and what it is called with."""
-    mask = (picture(2, channels=1) > 0.5).float()
-    size = {"height": 16, "width": 16}
+    edge = _EDGE.get(family, 16)
+    mask = (picture(2, channels=1, size=edge) > 0.5).float()
     return _sibling(pipe, _CLASSES[family].format("Inpaint")), {
-        "image": picture(1), "mask_image": mask, "strength": 0.6, "steps": 4, **size
+        "image": picture(1, size=edge), "mask_image": mask, "strength": 0.6, "num_inference_steps": 4, **_sized(family)
     }  # fmt: skip
 
 
@@ -152,13 +203,38 @@ def controlled(pipe, family):
                     parameter.normal_(0, 0.1)
     name = "StableDiffusion3ControlNetPipeline" if family == "sd3" else _CLASSES[family].format("ControlNet")
     key = "image" if family in ("unet", "sdxl") else "control_image"
-    size = {"height": 16, "width": 16}
-    return _sibling(pipe, name, controlnet=net), {key: picture(3), **size}
+    return _sibling(pipe, name, controlnet=net), {key: picture(3, size=_EDGE.get(family, 16)), **_sized(family)}
 
 
 def _control_net(pipe, family):
-    from diffusers import ControlNetModel, FluxControlNetModel, SD3ControlNetModel
+    from diffusers import (
+        ControlNetModel,
+        FluxControlNetModel,
+        QwenImageControlNetModel,
+        SanaControlNetModel,
+        SD3ControlNetModel,
+        ZImageControlNetModel,
+    )
 
+    if family == "qwen-image":
+        return QwenImageControlNetModel.from_transformer(
+            pipe.transformer, num_layers=1, attention_head_dim=16, num_attention_heads=2
+        )
+    if family == "sana":
+        names = set(inspect.signature(SanaControlNetModel.__init__).parameters)
+        kept = {name: value for name, value in pipe.transformer.config.items() if name in names}
+        return SanaControlNetModel(**kept | {"num_layers": 1})
+    if family == "z-image":
+        # The pipeline gives it the embedders and refiners of its own denoiser.
+        return ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=pipe.transformer.config.in_channels,
+            dim=32,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+        )
     if family in ("unet", "sdxl"):
         # one downsampling, as in the tiny VAE
         return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8))
@@ -178,6 +254,8 @@ def with_ip_adapter(pipe, family):
     def random(*shape):
         return torch.randn(shape, generator=generator) * 0.3
 
+    if family == "sd3":
+        return _with_sd3_ip_adapter(pipe, random, width)
     denoiser = pipe.transformer if family == "flux" else pipe.unet
     inner = denoiser.config.joint_attention_dim if family == "flux" else denoiser.config.cross_attention_dim
     adapter = {}
@@ -208,16 +286,66 @@ def with_ip_adapter(pipe, family):
     return pipe, {"ip_adapter_image_embeds": [random(2 * len(PROMPTS), 1, width)]}
 
 
+def _with_sd3_ip_adapter(pipe, random, width):
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    from diffusers.models.embeddings import IPAdapterTimeImageProjection
+
+    config = pipe.transformer.config
+    inner, hidden = config.num_attention_heads * config.attention_head_dim, 64
+    projection = IPAdapterTimeImageProjection(
+        embed_dim=width, output_dim=inner, hidden_dim=hidden, heads=1, num_queries=2, timestep_in_dim=8
+    )
+    processor = SD3IPAdapterJointAttnProcessor2_0(
+        hidden_size=inner,
+        ip_hidden_states_dim=inner,
+        head_dim=config.attention_head_dim,
+        timesteps_emb_dim=hidden,
+    )
+    layers = range(len(pipe.transformer.attn_processors))
+    state = {
+        "image_proj": {name: random(*value.shape) for name, value in projection.state_dict().items()},
+        "ip_adapter": {
+            f"{number}.{name}": random(*value.shape)
+            for number in layers
+            for name, value in processor.state_dict().items()
+        },
+    }
+    pipe.load_ip_adapter(state, weight_name=None, image_encoder_folder=None)
+    # One picture for all prompts; the pipeline repeats it.
+    return pipe, {"ip_adapter_image_embeds": random(2, 1, width)}
+
+
 def add_lora(pipe, *, seed=5, name="other", scale=0.1):
     """Put a random LoRA on the attention projections of the denoiser, active, as `load_lora_weights` does: by PEFT."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     part = host_for(pipe).denoiser
-    part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"]), name)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"])
+    if hasattr(part, "add_adapter"):
+        part.add_adapter(config, name)
+    else:
+        # diffusers loads no LoRA into PixArt; PEFT does.
+        inject_adapter_in_model(config, part, name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in part.named_parameters():
             if ".lora_" in key:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    pipe.set_adapters([name])
+    if hasattr(part, "set_adapters"):
+        part.set_adapters([name])
     return pipe
+
+
+def merge_lora(pipe):
+    """Put the LoRA into the weights and take its layers away."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    if hasattr(pipe, "fuse_lora"):
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        return
+    part = host_for(pipe).denoiser
+    for module in part.modules():
+        if hasattr(module, "base_layer"):
+            module.merge()
+    recurse_remove_peft_layers(part)

@@ -49,7 +49,7 @@ def export_command(
         typer.Option(
             "--format",
             help="kohya (A1111, Forge, ComfyUI), diffusers, peft, comfyui, reference; or membranes baked into --model: "
-            "folder (diffusers), checkpoint (one file, Stable Diffusion 1.x).",
+            "folder (diffusers), checkpoint (one file in the original layout: Stable Diffusion, SDXL, FLUX.1).",
         ),
     ] = "kohya",
     model: Annotated[

@@ -1,4 +1,4 @@
-"""Write a pipeline with membranes in its weights: as a diffusers folder, or as one file in the original SD 1.x layout.
+"""Write a pipeline with membranes in its weights: as a diffusers folder, or as one file in the original layout.
 
 Whoever loads the result needs nothing of this package, and cannot take the membranes out. There is no gate: they act on
 every prompt. The pipeline itself is as before afterwards.
@@ -22,7 +22,13 @@ from semipermeable.errors import ExportError, OutputError
 from semipermeable.files.export_story import EXPORT_KEY, write_story
 from semipermeable.files.exporting import merge
 from semipermeable.files.exporting.staging import new_file, new_folder
-from semipermeable.files.ldm_names import names_of_unet, vae_name
+from semipermeable.files.original_layout import (
+    clip_weights,
+    flux_weights,
+    open_clip_weights,
+    unet_weights,
+    vae_weights,
+)
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane
 from semipermeable.rank1 import folded_weight
@@ -33,7 +39,7 @@ __all__ = ["bake_checkpoint", "bake_folder"]
 
 KEPT = 0.95
 """The share of Δ that must survive rounding to the weights' dtype; with less it is another erasure."""
-_UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 
 
 def bake_folder(pipe: Any, membranes: MembraneLike | Sequence[MembraneLike], path: str | os.PathLike[str]) -> None:
@@ -57,10 +63,13 @@ def bake_folder(pipe: Any, membranes: MembraneLike | Sequence[MembraneLike], pat
 
 
 def bake_checkpoint(pipe: Any, membranes: MembraneLike | Sequence[MembraneLike], path: str | os.PathLike[str]) -> None:
-    """Write UNet, VAE and text encoder as one `.safetensors` in the original Stable Diffusion 1.x layout.
+    """Write one `.safetensors` in the layout that the model was first released in.
+
+    Of Stable Diffusion 1.x, 2.x and XL it holds UNet, VAE and text encoders. Of FLUX.1 it holds the denoiser alone, as
+    its original file does.
 
     Args:
-        pipe: a Stable Diffusion 1.x pipeline, without other adapters.
+        pipe: a pipeline of Stable Diffusion 1.x, 2.x, XL or FLUX.1, without other adapters.
         membranes: membranes or paths, one or several.
         path: the file; ends in ".safetensors". An existing one is replaced.
 
@@ -111,34 +120,32 @@ def _check_rounding(denoiser: nn.Module, membrane: Membrane) -> None:
 
 
 def _checkpoint(pipe: Any) -> dict[str, Tensor]:
-    _check_layout(pipe)
-    unet, vae, text = pipe.unet, pipe.vae, pipe.text_encoder
-    original = names_of_unet(name for name, _ in unet.named_modules())
-    num_up = len(vae.config.up_block_types)
-    found: dict[str, Tensor] = {}
-    for name, weight in unet.state_dict().items():
-        found[_UNET + _required("unet", name, original.of(name) if original else None)] = weight
-    for name, weight in vae.state_dict().items():
-        # The attention of the original VAE is made of 1x1 convolutions.
-        value = weight[:, :, None, None] if ".attentions." in name and weight.dim() == 2 else weight
-        found[_VAE + _required("vae", name, vae_name(name, num_up))] = value
-    for name, weight in text.state_dict().items():
-        found[_TEXT + (name if name.startswith("text_model.") else f"text_model.{name}")] = weight
+    family = host_for(pipe).family
+    if family == "flux":
+        found = flux_weights(pipe.transformer.state_dict())
+    elif family in ("unet", "sdxl"):
+        found = _under(_UNET, unet_weights(pipe.unet.state_dict())) | _under(_VAE, vae_weights(pipe.vae.state_dict()))
+        found |= _text_encoders(pipe)
+    else:
+        raise ExportError(
+            f"a single file in the original layout is written for Stable Diffusion 1.x, 2.x, XL and FLUX.1, found the "
+            f"family {family!r}; bake a folder instead (--format folder)"
+        )
     return {name: weight.detach().cpu().contiguous() for name, weight in found.items()}
 
 
-def _check_layout(pipe: Any) -> None:
-    what = "a single file in the original layout holds Stable Diffusion 1.x"
-    if type(pipe.text_encoder).__name__ != "CLIPTextModel" or getattr(pipe, "text_encoder_2", None) is not None:
-        raise ExportError(f"{what}, with one CLIP text encoder; bake a folder instead (--format folder)")
-    config = pipe.unet.config
-    if config.use_linear_projection or config.addition_embed_type or config.class_embed_type:
-        raise ExportError(f"{what}; this is a later UNet: bake a folder instead (--format folder)")
-
-
-def _required(part: str, name: str, original: str | None) -> str:
-    if original is None:
-        raise ExportError(
-            f"weight {name!r} of {part!r} has no place in the original layout; bake a folder instead (--format folder)"
+def _text_encoders(pipe: Any) -> dict[str, Tensor]:
+    state = pipe.text_encoder.state_dict()
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        second = open_clip_weights(pipe.text_encoder_2.state_dict())
+        return _under("conditioner.embedders.0.transformer.", clip_weights(state)) | _under(
+            "conditioner.embedders.1.model.", second
         )
-    return original
+    if pipe.unet.config.use_linear_projection:
+        # Of one encoder, Stable Diffusion 2.x's is OpenCLIP's; its UNet is told from 1.x's by the projections.
+        return _under("cond_stage_model.model.", open_clip_weights(state))
+    return _under("cond_stage_model.transformer.", clip_weights(state))
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: weight for name, weight in weights.items()}

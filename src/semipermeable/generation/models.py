@@ -151,9 +151,11 @@ def _pretrained(source: str | Path, dtype: Any, what: str, *, local_files_only: 
 def _from_file(path: Path, dtype: Any) -> Any:
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{str(path)!r} is neither a folder nor a .safetensors checkpoint; convert it first")
-    _check_checkpoint(path)
+    is_flux = _check_checkpoint(path)
     beside = path.with_suffix("")
     config = str(beside) if (beside / "model_index.json").is_file() else None
+    if is_flux:
+        return _flux_from_file(path, beside, dtype)
     try:
         return _pipeline_class(path, config).from_single_file(
             str(path), config=config, torch_dtype=dtype, local_files_only=config is not None
@@ -168,6 +170,32 @@ def _from_file(path: Path, dtype: Any) -> Any:
             f"family: allow the network once, put a diffusers folder of that family (its weights may be missing) at "
             f"{str(beside)!r}, or pass a diffusers folder"
         ) from error
+
+
+def _flux_from_file(path: Path, beside: Path, dtype: Any) -> Any:
+    """Load the denoiser from an original FLUX.1 file, which holds nothing else, and the rest from a folder."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    needs = (
+        f"checkpoint {str(path)!r} holds the denoiser of FLUX.1 alone; put a diffusers folder of FLUX.1 (weights of "
+        f"its transformer may be missing) at {str(beside)!r}, or pass a diffusers folder"
+    )
+    if not (beside / "model_index.json").is_file():
+        raise ModelError(needs)
+    try:
+        transformer = FluxTransformer2DModel.from_single_file(
+            str(path), config=str(beside), subfolder="transformer", torch_dtype=dtype, local_files_only=True
+        )
+        return DiffusionPipeline.from_pretrained(
+            beside, transformer=transformer, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        raise ModelError(f"checkpoint {str(path)!r} cannot be loaded ({_short(error)}): {needs}") from error
 
 
 def _pipeline_class(path: Path, config: str | None) -> Any:
@@ -187,8 +215,11 @@ def _pipeline_class(path: Path, config: str | None) -> Any:
     return getattr(diffusers, found["_class_name"])
 
 
-def _check_checkpoint(path: Path) -> None:
-    """Read the header only: damaged files and membranes are told apart from checkpoints before gigabytes are read."""
+def _check_checkpoint(path: Path) -> bool:
+    """Read the header only: damaged files and membranes are told apart from checkpoints before gigabytes are read.
+
+    Returns whether it is the denoiser of FLUX.1 as that was released.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -199,11 +230,14 @@ def _check_checkpoint(path: Path) -> None:
         raise ModelError(f"{str(path)!r} is not a readable safetensors file ({_short(error)}); get it again") from error
     if any(key.startswith("semipermeable") for key in metadata):
         raise ModelError(f"{str(path)!r} is a membrane, not a model; pass it as --membrane")
+    if any(name.removeprefix("model.diffusion_model.").startswith("double_blocks.") for name in names):
+        return True
     if not any(name.startswith("model.diffusion_model.") for name in names):
         raise ModelError(
             f"{str(path)!r} is no Stable Diffusion checkpoint (no tensor named model.diffusion_model.*); "
             "pass a full checkpoint or a diffusers folder"
         )
+    return False
 
 
 def _short(error: BaseException) -> str:

@@ -9,6 +9,7 @@ size needs much memory: the attributes `default_num_frames`, `default_height` an
 choose another one here.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ __all__ = ["WanHost"]
 
 
 class WanHost(FloatLatentsHost):
-    """Host of `WanPipeline` (text to video; one denoiser or two).
+    """Host of `WanPipeline` (text to video; one denoiser or two) and `WanVideoToVideoPipeline`.
 
     Args:
         pipe: the pipeline.
@@ -99,12 +100,12 @@ class WanHost(FloatLatentsHost):
 
     def _boundary(self) -> float:
         """The timestep below which `transformer_2` denoises; 0 where `transformer` does it all."""
-        ratio = self.pipe.config.boundary_ratio
+        ratio = self.pipe.config.get("boundary_ratio")
         return 0.0 if ratio is None else float(ratio) * self.pipe.scheduler.config.num_train_timesteps
 
     def _predict(self, name: str, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         denoiser = getattr(self.pipe, name)
-        if self.pipe.config.expand_timesteps:
+        if self.pipe.config.get("expand_timesteps"):
             # Wan 2.2 TI2V reads a timestep for each patch.
             frames, height, width = latents.shape[2:]
             patches = frames * ((height + 1) // 2) * ((width + 1) // 2)
@@ -124,7 +125,8 @@ class WanHost(FloatLatentsHost):
 
     def latent_shape(self) -> tuple[int, ...]:
         """See `Host`; of the pipeline's default video."""
-        size = self.size_arguments()
+        # The pipeline for video to video takes as many frames as it is given.
+        size = {"num_frames": int(getattr(self.pipe, "default_num_frames", 81))} | self.size_arguments()
         denoiser: Any = next(iter(self.denoisers.values()))
         frames = (size["num_frames"] - 1) // int(self.pipe.vae_scale_factor_temporal) + 1
         scale = int(self.pipe.vae_scale_factor_spatial)
@@ -132,7 +134,8 @@ class WanHost(FloatLatentsHost):
 
     def size_arguments(self) -> dict[str, Any]:
         """See `Host`; the attributes `default_…` of the pipeline where set, else the defaults of its call."""
-        names = ("num_frames", "height", "width")
+        taken = inspect.signature(type(self.pipe).__call__).parameters
+        names = [name for name in ("num_frames", "height", "width") if name in taken]
         return {name: int(getattr(self.pipe, f"default_{name}", call_default(self.pipe, name))) for name in names}
 
     def drawn(self, result: Any) -> Any:

@@ -96,14 +96,18 @@ def refuse_rewritten(denoiser: nn.Module, *, compiled: bool = False) -> None:
     Raises:
         AttachError: if it, or a part of it, is compiled or has fused projections.
     """
+    adapters: tuple[str, ...] = ()
     for name, module in denoiser.named_modules():
+        if "ImageProjection" in type(module).__name__:
+            # What an IP-Adapter reads its picture with is fused from the beginning (SD3), and holds no sites.
+            adapters = (*adapters, f"{name}.")
         place = f"layer {name!r}" if name else "the denoiser"
         if is_compiled(module) and not (compiled and compiler_of(module) is not None):
             raise AttachError(
                 f"{place} is compiled (torch.compile): hooks set now would be bypassed and pictures drawn bare. "
                 "Attach to the uncompiled module (`module._orig_mod`)."
             )
-        if getattr(module, "fused_projections", False):
+        if getattr(module, "fused_projections", False) and not name.startswith(adapters):
             raise AttachError(
                 f"{place} has fused query/key/value projections: the sites of a membrane do not run. "
                 "Call `pipe.unfuse_qkv_projections()` first."

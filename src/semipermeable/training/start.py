@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from semipermeable.errors import AttachError
 from semipermeable.hosts import Host
@@ -41,6 +41,7 @@ def prepared(host: Host, config: TrainConfig) -> Generator[None, None, None]:
     recomputing = [(m, m.gradient_checkpointing) for m in denoiser.modules() if hasattr(m, "gradient_checkpointing")]
     try:
         denoiser.eval().requires_grad_(False)
+        _keep_unpacked(denoiser)
         if config.gradient_checkpointing:
             for part in host.denoisers.values():
                 cast("Any", part).enable_gradient_checkpointing()
@@ -52,6 +53,18 @@ def prepared(host: Host, config: TrainConfig) -> Generator[None, None, None]:
             module.training = mode
         for module, flag in recomputing:
             module.gradient_checkpointing = flag  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _keep_unpacked(denoiser: nn.Module) -> None:
+    """Let gradients pass bitsandbytes' 4-bit layers on a CPU.
+
+    Where the CPU multiplies bf16, such a layer packs its weights in its first call without gradients, unless it is in
+    training mode, into a form whose product has no derivative. Its `state_dict` unpacks what an earlier call packed.
+    """
+    for module in denoiser.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.train()
+            module.state_dict()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ Guidance is 1: a LoRA acts on the unconditional rows too, a membrane does not. W
 """
 
 import copy
+import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import semipermeable as spm
 from semipermeable.files.exporting import export, merge
@@ -76,6 +77,24 @@ def test_a_merged_adapter_draws_what_several_membranes_do(own, cat, tmp_path, la
     export(merge([cat, neon], [1.0, 0.5]), tmp_path / "both.safetensors", layout)
     own.load_lora_weights(str(tmp_path), weight_name="both.safetensors")
     torch.testing.assert_close(draw(own), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_another_programs_eraser_of_rank_four_is_gated_like_a_membrane(own, tmp_path):
+    """A LECO file: what its prompt asks for falls as diffusers draws it with the LoRA, other rows keep their bits."""
+    eraser = random_membrane(own.unet, "cat", rank=4, scale=0.03)
+    export(eraser, tmp_path / "ours.safetensors", "kohya")
+    told = {"prompts": json.dumps({"target": "cat", "neutral": ""}), "config": "{}"}
+    save_file(load_file(tmp_path / "ours.safetensors"), tmp_path / "leco.safetensors", told)
+    bare = draw(own)
+    with spm.attach(own, tmp_path / "leco.safetensors") as guard:
+        (held,) = guard.membranes
+        assert (held.rank, held.concept.names) == (4, ("cat",))
+        gated = draw(own)
+        assert {row.prompt: row.gamma for row in guard.trace} == {PROMPTS[0]: 1.0, PROMPTS[1]: 0.0}
+    assert torch.equal(gated[1], bare[1])
+    own.load_lora_weights(str(tmp_path), weight_name="leco.safetensors")
+    torch.testing.assert_close(gated[0], draw(own)[0], rtol=0, atol=TOLERANCE)
+    assert (gated[0] - bare[0]).abs().max() > 100 * TOLERANCE
 
 
 def output(unet):

@@ -29,6 +29,8 @@ __all__ = ["LAYOUTS", "Layout", "export"]
 _Pairs = Mapping[str, tuple[Tensor, Tensor]]
 WEIGHTS_NAME = "adapter_model.safetensors"
 """The file that PEFT looks for in an adapter's folder."""
+_SECOND = "transformer_2."
+"""How sites begin that are of the second denoiser of a pipeline (Wan 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,11 @@ def _dotted_names(membrane: Membrane, _: nn.Module | None) -> dict[str, str]:
         raise ExportError(
             f"{membrane.name!r} has the site names of another program; give the model it is for, so that "
             "diffusers' names can be found (--model)"
+        )
+    if any(site.startswith(_SECOND) for site in membrane.pairs):
+        raise ExportError(
+            f"{membrane.name!r} sits on two denoisers ({_SECOND}… too), and an adapter of diffusers or PEFT is for "
+            "one; bake a folder instead (--format folder)"
         )
     return {site: site for site in membrane.pairs}
 
