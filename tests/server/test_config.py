@@ -1,11 +1,13 @@
 """server.toml: paths, defaults, what is refused, and that the page names every key."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from semipermeable.errors import PolicyError
 from semipermeable.server.config import ServerConfig, load_config
+from semipermeable.server.policies import parse_policies
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 
@@ -71,6 +73,17 @@ def test_tls_files_must_be_there(tmp_path):
         written(tmp_path, '[listen]\ncertificate = "c.pem"').checked()
     with pytest.raises(PolicyError, match=r"without listen\.certificate"):
         written(tmp_path, '[listen]\ncertificate_key = "c.pem"').checked()
+
+
+def test_the_files_that_the_page_shows_are_read(tmp_path, keys):
+    blocks = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    server, policies = (block.replace("scrypt:…", keys.acme.hash) for block in blocks)
+    (tmp_path / "server.toml").write_text(server)
+    config = load_config(tmp_path / "server.toml")
+    assert (config.listen.host, config.policies) == ("0.0.0.0", tmp_path / "policies.toml")
+    found = parse_policies(policies.encode())
+    assert found.policies["kids"].membranes == ("cat", "Van Gogh")
+    assert found.tenants["acme"].policy == "kids"
 
 
 def test_the_page_names_every_key():

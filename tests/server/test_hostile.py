@@ -322,6 +322,9 @@ def test_without_a_record_no_picture_leaves(service, serve, keys, tmp_path):
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "audit_unavailable"
         assert "b64_json" not in answer.text
+        standing = httpx2.get(f"{address}/readyz")
+        assert standing.status_code == 503
+        assert [problem["file"] for problem in standing.json()["problems"]] == ["audit"]
         blocker.execute("ALTER TABLE elsewhere RENAME TO audit")
         blocker.close()
         assert post(address, keys).status_code == 200

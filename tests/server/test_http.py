@@ -4,8 +4,12 @@ import base64
 import io
 import json
 import logging
+import re
+import shutil
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -17,6 +21,7 @@ from PIL import Image
 import semipermeable as spm
 from semipermeable.files import save
 
+PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 TEXT = "an icon of a cat"
 
 
@@ -60,6 +65,20 @@ def test_the_openai_client_draws_what_attach_draws(clients, service, pipe, folde
     for index, one in enumerate(wanted):
         assert picture(answer, index).size == (64, 64)
         assert difference(picture(answer, index), one) <= 2
+
+
+def test_what_the_page_shows_to_clients_works(clients, keys, tmp_path, monkeypatch):
+    text = PAGE.read_text(encoding="utf-8").replace("http://127.0.0.1:8000", clients["address"])
+    monkeypatch.setenv("SPM_KEY", keys.acme.key)
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
+    exec(program, {})
+    with Image.open(tmp_path / "dog.png") as drawn:
+        assert drawn.size == (64, 64)
+    (command,) = [block for block in re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M) if "curl" in block]
+    if shutil.which("curl"):
+        found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        assert [one["seed"] for one in json.loads(found.stdout)["data"]] == [7, 8]
 
 
 def test_two_tenants_with_the_same_prompt_at_the_same_time_get_their_own_policies(clients):

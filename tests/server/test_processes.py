@@ -3,9 +3,12 @@
 import base64
 import io
 import logging
+import os
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,9 +29,39 @@ def header(key):
     return {"authorization": f"Bearer {key}"}
 
 
+WATCH = """
+import os, sys
+
+def watch(event, values):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        place = values[1] if event == "socket.connect" else values
+        host = place[0] if isinstance(place, tuple) else None  # else a socket in the file system
+        if host not in (None, "", "127.0.0.1", "::1", "localhost"):
+            os.write(2, f"NETWORK: {event} {host!r}\\n".encode())
+
+sys.addaudithook(watch)
+"""
+"""A `sitecustomize` that says on stderr whom a process speaks to."""
+
+
+@pytest.fixture
+def watched_network(tmp_path, monkeypatch):
+    """Programs that are started tell when they leave this machine, and nothing tells them not to."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'watch'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    stranger = "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
+    told = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, check=False)
+    assert "NETWORK: socket.connect '192.0.2.1'" in told.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_path, folder, spm_serve):
+def test_without_a_configuration_one_key_is_printed_and_nothing_leaves_the_machine(
+    tmp_path, folder, spm_serve, watched_network
+):
     process = spm_serve("--membranes", "membranes", cwd=tmp_path)
     try:
         key = re.search(r"key for this run, also for administration: (\S+)", process.text())[1]
@@ -39,6 +72,7 @@ def test_without_a_configuration_one_key_is_printed_and_works_for_this_run(tmp_p
         assert len(httpx2.get(f"{process.address}/v1/audit", headers=header(key)).json()["data"]) == 1
         assert httpx2.get(f"{process.address}/metrics", headers=header(key)).status_code == 200
         assert process.text().count(key) == 1
+        assert "NETWORK" not in process.text()
     finally:
         assert process.end() in (0, -signal.SIGTERM, 143)
     assert (tmp_path / "audit.sqlite3").is_file()

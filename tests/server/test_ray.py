@@ -209,7 +209,7 @@ def test_two_replicas_of_which_one_is_killed_lose_nothing_and_mix_nothing_up(
 ):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else replicas starve beside other work of the machine
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    config = files(ray={"replicas": 2}, drawing={"steps": 2, "max_steps": 8, "batch_rows": 2}, open_metrics=True)
+    config = files(ray={"replicas": 2}, drawing={"steps": 2, "max_steps": 999, "batch_rows": 2}, open_metrics=True)
     process = spm_serve("--config", config, cwd=tmp_path)
     family = psutil.Process(process.popen.pid).children(recursive=True)
     try:
@@ -228,6 +228,10 @@ def test_two_replicas_of_which_one_is_killed_lose_nothing_and_mix_nothing_up(
         wait_until(lambda: process.post(keys.acme.key).json()["policy"] != before, 20)
         after = [process.post(keys.acme.key).json() for _ in range(4)]
         assert {tuple(m["concept"] for m in one["data"][0]["membranes"]) for one in after} == {("cat", "dog")}
+        clients_that_leave_free_the_replicas(process, keys)
+        with sqlite3.connect(tmp_path / "audit.sqlite3") as records:
+            assert records.execute("SELECT count(*) FROM audit WHERE steps = 999").fetchone() == (0,)
+        records.close()
         assert process.end() in (0, -signal.SIGTERM, 143)
         assert not psutil.wait_procs(family, timeout=30)[1]
     finally:
@@ -300,6 +304,25 @@ def load_while_one_is_killed(process, family, keys):
     assert not any(thread.is_alive() for thread in threads)
     assert not failed
     return delivered
+
+
+def clients_that_leave_free_the_replicas(process, keys):
+    """Two calls of minutes, one on each replica, whose clients leave: the next picture does not wait for them."""
+    headers = {"authorization": f"Bearer {keys.acme.key}"}
+
+    def leave(seed):
+        body = {"prompt": "an icon of a cat", "seed": seed, "n": 2, "steps": 999}
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{process.address}/v1/images/generations", headers=headers, json=body, timeout=3)
+
+    threads = [threading.Thread(target=leave, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    started = time.monotonic()
+    assert process.post(keys.acme.key, steps=1).status_code == 200
+    assert time.monotonic() - started < 20
 
 
 def check_pictures(delivered):

@@ -1,5 +1,6 @@
 """What can be done in a studio, on a tiny random model: erase, stop, resume, draw, look elsewhere, export, reload."""
 
+import shutil
 import threading
 import zipfile
 
@@ -7,10 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from semipermeable.errors import ConceptError, ConfigError, StudioError
+import semipermeable as spm
+from semipermeable.cli.export import ADAPTERS
+from semipermeable.cli.export import BAKED as BAKED_BY_COMMAND
+from semipermeable.errors import ConceptError, ConfigError, StudioError, UnknownNameError
 from semipermeable.files import load, save
+from semipermeable.generation import load_model
 from semipermeable.hosts import host_for
-from semipermeable.studio.carrying import formats
+from semipermeable.studio import carrying
+from semipermeable.studio.carrying import BAKED, MEMBRANE, formats
 from semipermeable.studio.desk import Desk
 from semipermeable.studio.workfolder import WorkFolder
 
@@ -224,6 +230,10 @@ def test_neighbours_are_drawn_with_that_membrane_alone(equipped, finish):
     assert all(opened(row.picture).width > 64 for row in rows)
 
 
+def test_every_format_of_the_command_line_is_offered():
+    assert set(formats()) == {MEMBRANE, *ADAPTERS, *BAKED_BY_COMMAND}
+
+
 @pytest.mark.parametrize("layout", formats())
 def test_every_format_can_be_carried_away_and_read_back(equipped, finish, tmp_path, layout):
     item = equipped.shelf.get("cat.safetensors")
@@ -233,11 +243,59 @@ def test_every_format_can_be_carried_away_and_read_back(equipped, finish, tmp_pa
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as bundle:
             bundle.extractall(tmp_path)
-        path = next(tmp_path.rglob("adapter_model.safetensors"))
-    found = load(path)
+    if layout in BAKED:
+        is_the_model_with_it_folded_in(path, layout, tmp_path, equipped)
+        return
+    found = load(path if path.suffix != ".zip" else next(tmp_path.rglob("adapter_model.safetensors")))
     assert found.name == "cat"
     assert len(found.pairs) == len(item.membrane.pairs)
     assert found.gate_power == item.membrane.gate_power
+
+
+def is_the_model_with_it_folded_in(path, layout, tmp_path, desk):
+    pipe = desk.rack.open(desk.model)
+    bare = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    with spm.fold(pipe, desk.shelf.get("cat.safetensors").membrane):
+        wanted = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    assert any(not torch.equal(bare[name], weight) for name, weight in wanted.items())
+    model = tmp_path / "cat"
+    if layout == "checkpoint":
+        # A single file needs its configuration beside it.
+        shutil.copytree(desk.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+        model = shutil.copy(path, tmp_path / "cat.safetensors")
+    found = load_model(str(model), device="cpu").unet.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+
+
+def test_a_baked_model_can_be_stopped_while_it_is_packed_and_leaves_nothing(equipped, finish, monkeypatch):
+    entered, let = threading.Event(), threading.Event()
+    bake = carrying.bake_folder
+
+    def slow(*values):
+        bake(*values)
+        entered.set()
+        let.wait(60)
+
+    monkeypatch.setattr(carrying, "bake_folder", slow)
+    job = equipped.begin_export("cat.safetensors", "folder")
+    assert entered.wait(300), job.message
+    equipped.worker.stop(job.number)
+    let.set()
+    finish(job, "stopped")
+    assert list(equipped.work.corner("exports").iterdir()) == []
+    assert equipped.exported() is None
+
+
+def test_what_comes_with_a_model_is_offered_and_goes_on_the_shelf(work, desk):
+    assert desk.shipped() == []
+    desk.choose_model("emoji")
+    assert {"apple", "horse"} <= set(desk.shipped())
+    desk.take_shipped("horse")
+    assert [item.name for item in desk.shelf.acting()] == ["horse"]
+    assert any(test.case == "horse" for test in desk.tests()), "made for this model, so that it can be evaluated"
+    with pytest.raises(UnknownNameError, match="unknown zoo membrane 'hrose'; did you mean"):
+        desk.take_shipped("hrose")
 
 
 def test_an_unknown_format_membrane_or_model_is_refused(equipped, finish):

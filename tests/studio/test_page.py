@@ -1,5 +1,6 @@
 """The page in a real browser: erase, equip, draw, look elsewhere, export; on a desk, on a phone, by keyboard."""
 
+import json
 import re
 import shutil
 import socket
@@ -9,6 +10,7 @@ import pytest
 import uvicorn
 
 from semipermeable.files import load
+from semipermeable.studio.evaluating import REPORT
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
@@ -216,12 +218,13 @@ def test_a_reload_keeps_what_was_entered(desk, open_page):
     page.locator("#draw-steps input[type=number]").fill("7")
     page.locator("#draw-steps input[type=number]").press("Tab")
     page.get_by_label("Hold every gate open").check()
-    while desk.setting("hold", False) is not True or desk.setting("steps", 0) != 7:
+    while desk.setting("hold", False) is not True or desk.setting("steps", 0) != 7 or desk.setting("tab", "") != "Draw":
         page.wait_for_timeout(100)
     assert desk.setting("prompt", "") == "a prompt that was not drawn"
     page.reload()
     until_filled(page)
-    go_to(page, "Draw")
+    drawing = page.get_by_role("tab", name="Draw", exact=True)
+    sync_api.expect(drawing).to_have_attribute("aria-selected", "true", timeout=PATIENCE)
     prompt = page.get_by_role("textbox", name="Prompt")
     sync_api.expect(prompt).to_have_value("a prompt that was not drawn", timeout=PATIENCE)
     sync_api.expect(page.locator("#draw-steps input[type=number]")).to_have_value("7")
@@ -231,6 +234,34 @@ def test_a_reload_keeps_what_was_entered(desk, open_page):
     page.get_by_role("button", name="More settings").click()
     sync_api.expect(page.get_by_label("Also called")).to_have_value("wyrm, drake")
     sync_api.expect(page.locator("#steps input")).to_have_value("17")
+
+
+def test_a_model_is_chosen_a_shipped_membrane_taken_its_strength_set_and_a_report_opened(desk, open_page):
+    results = desk.work.place("results", "one")
+    for eraser, value in (("noop", 0.0), ("spm", 0.9)):
+        (results / eraser).mkdir(parents=True)
+        figures = {"ua": {"value": value, "interval": [0.0, 1.0]}}
+        (results / eraser / "result.json").write_text(json.dumps({"eraser": eraser, "figures": figures}))
+    (results / REPORT).write_text("<html><body>the report of a test</body></html>")
+    desk.remember(results="one")
+    page = open_page(viewport={"width": 1200, "height": 900})
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name="emoji").click()
+    go_to(page, "Draw")
+    page.locator("#shipped input").fill("horse")
+    page.locator("#shipped input").press("Enter")
+    page.get_by_role("checkbox", name="horse", exact=True).wait_for()
+    assert desk.model == "emoji"
+    strength = page.get_by_label("number input for strength of horse")
+    strength.fill("1.5")
+    strength.press("Tab")
+    while desk.shelf.get("horse.safetensors").strength != 1.5:
+        page.wait_for_timeout(100)
+    go_to(page, "Evaluate")
+    page.locator("#figures td").get_by_text("0.900").wait_for()
+    with page.expect_popup() as report:
+        page.get_by_role("link", name="Open the report").click()
+    report.value.get_by_text("the report of a test").wait_for()
 
 
 def test_a_mistake_is_told_as_a_sentence(open_page):

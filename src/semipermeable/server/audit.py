@@ -11,6 +11,7 @@ between).
 
 import hashlib
 import hmac
+import math
 import secrets
 import threading
 import time
@@ -163,7 +164,7 @@ class AuditLog:
     def __init__(self, url: str, prompts: Literal["text", "hash"] = "text") -> None:
         self._prompts = prompts
         self._lock = threading.Lock()
-        self._checked, self._trouble = -_PROBE_SECONDS, ""
+        self._checked, self._trouble = -math.inf, ""
         try:
             self._engine = _engine(url)
             self._key = _prepared(self._engine)
@@ -183,6 +184,8 @@ class AuditLog:
             with self._lock, self._engine.begin() as connection:
                 connection.execute(insert(_records), rows)
         except SQLAlchemyError as error:
+            with self._lock:
+                self._checked = -math.inf  # what was found before no longer holds
             raise AuditError(f"the record of a picture cannot be written ({_short(error)})") from error
 
     def read(self, *, tenant: str | None = None, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
@@ -233,7 +236,9 @@ class AuditLog:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def check(self) -> None:
-        """Find out whether the database takes a write; asked again within two seconds, the answer is the same.
+        """Find out whether the database takes a write and the records are there.
+
+        Asked again within two seconds the answer is the same, unless a record could not be written meanwhile.
 
         Raises:
             AuditError: if it does not.
@@ -246,11 +251,12 @@ class AuditLog:
                 raise AuditError(f"the audit database takes no records ({self._trouble})")
 
     def _probe(self) -> str:
-        """Write one row that means nothing and take it back; returns what went wrong, or ""."""
+        """Look for the records, write one row that means nothing and take it back; returns what went wrong, or ""."""
         # A name of its own: another server on this database may probe at the same time.
         name = secrets.token_hex(8)
         try:
             with self._engine.begin() as connection:
+                connection.execute(select(_records).limit(1))
                 connection.execute(insert(_secrets), [{"name": name, "value": "probe"}])
                 connection.execute(delete(_secrets).where(_secrets.c.name == name))
         except SQLAlchemyError as error:

@@ -30,8 +30,12 @@ class Piece:
     fill: Callable[[], Any]
 
 
-def follow(page: gr.Blocks, pieces: list[Piece]) -> None:
-    """Fill every piece when the page is opened, and again whenever what it shows has changed."""
+def follow(page: gr.Blocks, pieces: list[Piece]) -> gr.State:
+    """Fill every piece when the page is opened, and again whenever what it shows has changed.
+
+    Returns:
+        What the page shows; empty until it was filled.
+    """
     seen = gr.State({})
     outputs = [seen, *(piece.component for piece in pieces)]
 
@@ -45,6 +49,7 @@ def follow(page: gr.Blocks, pieces: list[Piece]) -> None:
 
     page.load(look, seen, outputs, show_progress="hidden", api_visibility="private")
     gr.Timer(_TICK).tick(look, seen, outputs, show_progress="hidden", api_visibility="private")
+    return seen
 
 
 def _said(act: Callable[..., Any]) -> Callable[..., Any]:

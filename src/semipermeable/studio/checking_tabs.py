@@ -70,7 +70,8 @@ def evaluate_tab(desk: Desk, pieces: list[Piece]) -> None:
             label="Test",
             elem_id="test",
             min_width=260,
-            info=f"For membranes on the shelf that erase {', '.join(concepts_tested())}.",
+            info=f"For membranes on the shelf that erase {', '.join(concepts_tested())}. "
+            "Erase one of them, or take one that comes with the model: tab Draw, Shelf.",
         )
         seeds = gr.Slider(1, 5, 1, step=1, label="Seeds", min_width=160)
     begin = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
@@ -108,7 +109,10 @@ def evaluate_tab(desk: Desk, pieces: list[Piece]) -> None:
 
 def export_tab(desk: Desk, pieces: list[Piece]) -> None:
     """Every format, made and downloaded."""
-    gr.Markdown("Only the plain membrane keeps its gate. In another program an adapter acts on every prompt.")
+    gr.Markdown(
+        "Only the plain membrane keeps its gate: an adapter in another program, and a baked model, act on all prompts. "
+        "Strengths set on the shelf are not in a file."
+    )
     chosen = gr.Dropdown([], label="Membrane", elem_id="export-membrane")
     layout = gr.Radio(
         [(f"{name}: {describe(name)}", name) for name in formats()],

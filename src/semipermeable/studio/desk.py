@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from semipermeable import zoo
 from semipermeable.concept import Concept
 from semipermeable.errors import StudioError, closest
 from semipermeable.studio.album import Album
-from semipermeable.studio.carrying import pack
+from semipermeable.studio.carrying import BAKED, pack
 from semipermeable.studio.comparing import compare, elsewhere, neighbours_of
 from semipermeable.studio.erasing import Run, Runs
 from semipermeable.studio.evaluating import Test, cases_for, evaluate
@@ -83,6 +84,20 @@ class Desk:
         """Return the concepts that the chosen model is known to know; empty for a model that is not bundled."""
         spec = self.rack.known(self.model)
         return [] if spec is None else sorted((*spec.object_names, *spec.styles))
+
+    # The shelf.
+
+    def shipped(self) -> list[str]:
+        """Return the membranes that come with the chosen model; none for a model that is not bundled."""
+        return [] if self.rack.known(self.model) is None else zoo.membranes(self.model)
+
+    def take_shipped(self, name: str) -> None:
+        """Put a membrane that comes with the chosen model on the shelf, switched on.
+
+        Raises:
+            UnknownNameError: if the model comes without one of that name.
+        """
+        self.shelf.put(zoo.membrane(name, self.model))
 
     # Erasing.
 
@@ -254,7 +269,7 @@ class Desk:
     # Carrying away.
 
     def begin_export(self, file: str, layout: str) -> Job:
-        """Write a membrane in a format, to be downloaded.
+        """Write a membrane in a format, to be downloaded; with a baked model, in fp32, it waits for a training.
 
         Raises:
             StudioError: if the membrane is not there, or an export is under way.
@@ -262,11 +277,18 @@ class Desk:
         item = self.shelf.get(file)
 
         def work(job: Job) -> str:
-            target = pack(self.work, item, layout, self._opened(job))
+            if layout in BAKED:
+                job.note = f"reading {self.model}"
+                pipe = self.rack.apart(self.model)
+            else:
+                pipe = self._opened(job)
+            job.check()
+            job.note = "writing"
+            target = pack(self.work, item, layout, pipe, self._counter(job))
             self.remember(export=target.name)
             return f"{target.name} is ready to download"
 
-        return self.worker.submit("export", f"exporting {item.name!r}", work, short=True)
+        return self.worker.submit("export", f"exporting {item.name!r}", work, short=layout not in BAKED)
 
     def exported(self) -> Path | None:
         """Return the file that was exported last, or None."""

@@ -85,8 +85,11 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
 
     def plot(name: str) -> Callable[[], Any]:
         def frame() -> Any:
-            losses = [] if desk.run is None else desk.runs.losses(desk.run)
-            return pd.DataFrame({"step": [one.step for one in losses], "loss": [getattr(one, name) for one in losses]})
+            run = desk.run
+            losses = [] if run is None else desk.runs.losses(run)
+            found = pd.DataFrame({"step": [one.step for one in losses], "loss": [getattr(one, name) for one in losses]})
+            # The axis is as long as the run, so that the line also shows how far it is.
+            return gr.LinePlot(found, x_lim=None if run is None else [0, max(1, run.num_steps)])
 
         return frame
 
@@ -116,6 +119,7 @@ def draw_tab(desk: Desk, pieces: list[Piece]) -> None:
             gr.Markdown("### Shelf")
             _shelf(desk, shelf_seen)
             add = gr.UploadButton("Add a file", file_types=[".safetensors"], size="sm", elem_id="add")
+            shipped = gr.Dropdown([], label="Or one that comes with this model", elem_id="shipped")
         with gr.Column(scale=2, min_width=280):
             prompt = gr.Textbox(desk.setting("prompt", ""), label="Prompt", elem_id="prompt", submit_btn=False)
             with gr.Row():
@@ -137,9 +141,18 @@ def draw_tab(desk: Desk, pieces: list[Piece]) -> None:
     def put(file: str) -> None:
         desk.shelf.add_file(Path(file))
 
+    def take(name: str | None) -> None:
+        if name:
+            desk.take_shipped(name)
+
+    def offered() -> Any:
+        names = desk.shipped()
+        return gr.update(choices=names, value=None, visible=bool(names))
+
     when(draw.click, begin, inputs)
     when(prompt.submit, begin, inputs)
     when(add.upload, put, [add])
+    when(shipped.input, take, [shipped])
 
     def shown() -> Any:
         found = desk.album.drawing()
@@ -154,6 +167,8 @@ def draw_tab(desk: Desk, pieces: list[Piece]) -> None:
         return None if found is None else tuple(str(path) for path in found.pictures)
 
     pieces.append(Piece(shelf_seen, lambda: shelf_key(desk), lambda: repr(shelf_key(desk))))
+    # Emptied again when what was chosen stands on the shelf.
+    pieces.append(Piece(shipped, lambda: (desk.model, shelf_key(desk)), offered))
     pieces.append(Piece(slider, shown, pair))
     pieces.append(Piece(bars, shown, gates))
     keep(desk, pieces, prompt, "prompt", "")
@@ -167,7 +182,7 @@ def _shelf(desk: Desk, seen: gr.State) -> None:
     def rows(_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         items = desk.shelf.items()
         if not items:
-            gr.Markdown("The shelf is empty. Erase a concept first, or add a membrane's file.")
+            gr.Markdown("The shelf is empty. Erase a concept first, or add a membrane.")
         for item in items:
             with gr.Row(elem_classes="shelf-row"):
                 on = gr.Checkbox(

@@ -79,6 +79,15 @@ class ModelRack:
             self._open = (name, pipe)
         return self._open[1]
 
+    def apart(self, name: str) -> Any:
+        """Return a pipeline of a name that nothing else uses, on the CPU and in fp32: to bake membranes into.
+
+        Raises:
+            StudioError: if it is not one of `choices()`.
+            ModelError: if it cannot be loaded.
+        """
+        return load_model(self._spec(name), device="cpu", dtype="fp32")
+
     def known(self, name: str) -> ZooSpec | None:
         """Return what a bundled model was taught, or None for any other."""
         return zoo.spec(name) if name in zoo.names() else None

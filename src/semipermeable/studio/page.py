@@ -1,6 +1,7 @@
 """The page: gradio components bound to a desk. No state of its own but what a browser has seen already."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,24 @@ _TABS: dict[str, Callable[[Desk, list[Piece]], None]] = {
 def build_page(desk: Desk) -> gr.Blocks:
     """Return the page of a desk."""
     pieces: list[Piece] = []
+    made: dict[str, gr.Tab] = {}
     with gr.Blocks(title="spm studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         _head(desk, pieces)
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             for name, fill in _TABS.items():
-                with gr.Tab(name, id=name):
+                with gr.Tab(name, id=name) as made[name]:
                     fill(desk, pieces)
-        follow(page, pieces)
+        pieces.append(Piece(tabs, lambda: 0, lambda: gr.Tabs(selected=desk.setting("tab", next(iter(_TABS))))))
+        seen = follow(page, pieces)
+        for name, tab in made.items():
+            when(tab.select, partial(_chosen, desk, name), [seen])
     return page
+
+
+def _chosen(desk: Desk, name: str, seen: dict[str, str]) -> None:
+    """Remember which tab is open; not the first one, which a page says it has chosen before it was filled."""
+    if seen:
+        desk.remember(tab=name)
 
 
 def _head(desk: Desk, pieces: list[Piece]) -> None:
