@@ -257,13 +257,15 @@ def idle_cost(pipe: Any, repeats: int) -> dict[str, Any]:
 def bank_of(host: Any, number: int) -> Bank:
     """Return a bank in memory: the gates of the bundled membranes, and copies of some under made-up names.
 
-    Copied are those that stay closed on the prompts of `batches`: a bank of that many different concepts has few that
-    a prompt means, and a copy of an open gate would be one more.
+    Copied are those whose probe is on, so that the index has all there can be to multiply, and that stay closed on the
+    prompts of `batches`: a bank of that many different concepts has few that a prompt means, and a copy of an open gate
+    would be one more.
     """
     draw, encoder_hash = random.Random(0), host.text_encoder_hash()
     real = [spm.zoo.membrane(name) for name in spm.zoo.membranes()]
     rule, prompts = Transport(), host.encode([prompt for batch in batches(1) for prompt in batch])
-    closed = [m for m in real if not any(d.gamma for d in rule.decide(prompts, gated_concept(host, m)))]
+    probing = [m for m in real if m.gate and m.gate.settings["threshold"] is not None]
+    closed = [m for m in probing if not any(d.gamma for d in rule.decide(prompts, gated_concept(host, m)))]
     made: set[str] = set()
     while len(made) < number:
         made.add("".join(draw.choices(SYLLABLES, k=3)) + f" {''.join(draw.choices(SYLLABLES, k=2))}")
@@ -327,7 +329,7 @@ def gate_case(pipe: Any, repeats: int) -> dict[str, Any]:
         for prompt, decision in zip(asked, rule.decide(encode(asked), concept), strict=True):
             assert decision.gamma == decided[prompt].get(name, Decision(0.0, "")).gamma, (prompt, name)
     names = [told for name in spm.zoo.membranes() for told in spm.zoo.membrane(name).concept.names]
-    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in NOUNS[::2] for form in TEMPLATES)]
+    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in NOUNS for form in TEMPLATES)]
     unrelated = [text for text in prompts if not any(find(name, split(text), known=None) for name in names)]
     decisions: dict[str, dict[str, Decision]] = {}
     for start in range(0, len(unrelated), 64):
