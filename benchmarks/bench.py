@@ -6,10 +6,12 @@
     python benchmarks/bench.py --benchmarks emoji-styles --erasers uce rece   # two rows of one benchmark
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
-and trained artefacts to `out/bench`.
+and trained artefacts to `out/bench`. Membranes that took an hour to train are kept in `results/artefacts` with their
+recipes, and are taken from there.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
@@ -35,6 +37,11 @@ def main():
     tables = arguments.tables or [
         path.name for path in sorted(arguments.experiments.iterdir()) if path.is_dir() and path.name != "quick"
     ]
+    artefacts = folders.out / "artefacts"
+    artefacts.mkdir(parents=True, exist_ok=True)
+    for kept in (HOME / "results" / "artefacts").glob("*"):
+        if not (artefacts / kept.name).exists():
+            shutil.copy(kept, artefacts)
     chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
     try:
         for path in run_experiments(folders, bar=progress_bar, workers=arguments.workers, **chosen):

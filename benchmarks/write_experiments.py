@@ -64,6 +64,8 @@ def planned():
     yield from (("emoji-many", "few", spec, 3, ("1-at-once", "5-at-once")) for spec in few)
     yield from (("emoji-objects", "ablation", spec, 2, ("horse", "apple", "car")) for spec in ABLATIONS)
     yield from (("emoji-styles", "ablation", spec, 2, ("3d", "pencil-sketch")) for spec in ABLATIONS)
+    # An hour of training a concept: one of them, until the ablations have five.
+    yield from (("emoji-objects", "paper", spec, 3, ("horse",)) for spec in ("noop", "spm", "spm-paper"))
     quick = ["noop", "negative-prompt", "uce", "gated-uce", "spm:instant", "spm-open:instant", "spm"]
     yield from (("emoji-objects", "quick", spec, 1, ("horse",)) for spec in quick)
 
