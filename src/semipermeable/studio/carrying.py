@@ -20,7 +20,7 @@ MEMBRANE = "membrane"
 """The plain membrane file, the one format with a gate."""
 BAKED = {
     "folder": "the chosen model without the concept, for diffusers",
-    "checkpoint": "the same in one file, for A1111, Forge, ComfyUI; Stable Diffusion 1.x",
+    "checkpoint": "the same in one file, for A1111, Forge, ComfyUI; Stable Diffusion and FLUX.1",
 }
 """Formats that hold a whole model, and what they are."""
 _CHUNK = 2**24
