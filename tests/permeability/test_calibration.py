@@ -27,9 +27,10 @@ VOCABULARY = (
 )
 
 
-def fitted(concept=CAT, seed=0, vocabulary=VOCABULARY, **replace):
+def fitted(concept=CAT, seed=0, vocabulary=VOCABULARY, encode=None, **replace):
     sides = {"positives": wordings(concept), "negatives": negatives(concept, vocabulary)} | replace
-    return fit(concept, encoder(), encoder_hash="abc", generator=torch.Generator().manual_seed(seed), **sides)
+    generator = torch.Generator().manual_seed(seed)
+    return fit(concept, encode or encoder(), encoder_hash="abc", generator=generator, **sides)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,7 @@ def test_no_negative_reaches_the_threshold_with_the_stored_probe(calibration):
 def test_the_ending_of_the_names_plural_makes_no_negative_one_that_carries_the_name():
     # In a small vocabulary "cats" and "two dogs" end in the same token; left out of the fit, every plural opened.
     encode = encoder(endings=True)
-    gate = fit(
-        CAT,
-        encode,
-        positives=wordings(CAT),
-        negatives=negatives(CAT, VOCABULARY),
-        encoder_hash="",
-        generator=torch.Generator().manual_seed(0),
-    )
+    gate = fitted(encode=encode)
     assert gate.threshold is not None
     plurals = [e.text for e in negatives(CAT, VOCABULARY) if " cat" not in f" {e.text}" and "dogs" in e.text]
     assert plurals
@@ -88,14 +82,7 @@ def test_round_trip(calibration):
 
 def test_an_encoder_that_cannot_tell_apart_switches_the_probe_off():
     blind = encoder(dict.fromkeys(("cat", "cats", "dog", "dogs", "wolf", "lion", "tree"), "same"))
-    gate = fit(
-        CAT,
-        blind,
-        positives=wordings(CAT),
-        negatives=negatives(CAT, VOCABULARY),
-        encoder_hash="",
-        generator=torch.Generator().manual_seed(0),
-    )
+    gate = fitted(encode=blind)
     assert gate.threshold is None
     assert gate.held_out_open_rate == 0.0
     assert Calibration.from_parts(*gate.to_parts()).threshold is None
