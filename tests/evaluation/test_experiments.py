@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.runner import fakes
-from semipermeable.errors import ConfigError
+from semipermeable.errors import ConfigError, UnknownNameError
 from semipermeable.evaluation import experiments
 from semipermeable.evaluation.benchmarks import benchmark
 from semipermeable.evaluation.erasers import eraser
@@ -63,9 +63,10 @@ def written(folder, *erasers, table="main", seeds=1):
     return Folders(experiments=folder / "experiments", results=folder / "results", out=folder / "out")
 
 
-def run(folders, small=None, tools=TOOLS):
+def run(folders, small=None, tools=TOOLS, **chosen):
     small = small or fakes.small_benchmark(objects=("cat",), per_role=4)
-    return list(run_experiments(folders, bar=fakes.silent, find={"small@1": small}.__getitem__, tools=tools))
+    found = {"small@1": small}.__getitem__
+    return list(run_experiments(folders, bar=fakes.silent, find=found, tools=tools, **chosen))
 
 
 def test_what_is_finished_is_skipped_and_what_changed_is_not(tmp_path):
@@ -81,6 +82,16 @@ def test_what_is_finished_is_skipped_and_what_changed_is_not(tmp_path):
     other = fakes.small_benchmark(objects=("cat",), per_role=3)
     assert not finished(one, folders, other)
     assert not finished(replace(one, seeds=2), folders, fakes.small_benchmark(objects=("cat",), per_role=4))
+
+
+def test_chosen_rows_alone_are_drawn(tmp_path):
+    folders = written(tmp_path, "noop", "white", "blunt")
+    for wrong in ({"erasers": ["whit"]}, {"benchmarks": ["smal"]}):
+        with pytest.raises(UnknownNameError, match="did you mean"):
+            run(folders, **wrong)
+    assert not (tmp_path / "out").exists()
+    assert [path.parent.name for path in run(folders, erasers=["white"], benchmarks=["small"])] == ["white"]
+    assert [path.parent.name for path in run(folders, benchmarks=["small@1"])] == ["blunt", "noop"]
 
 
 def test_what_tuned_means_is_part_of_the_configuration(monkeypatch):
