@@ -249,7 +249,8 @@ def bank_table() -> str:
             size(p["disk_bytes"] / p["concepts"]),
             f"{p['open_s']:.2f} s",
             f"{1e3 * p['read_one_s']:.1f} ms",
-            size(p["resident_bytes"]),
+            # Less than a page of memory is not told from none.
+            size(p["resident_bytes"]) if p["resident_bytes"] > 0 else "–",
         ]
         for p in points("bank")
     ]
@@ -401,7 +402,7 @@ def _host(axis: Any) -> None:
         ("bank", "resident_bytes", "in memory, opened", SIDE),
         ("gate", "resident_bytes", "in memory, with the index of the gate", LEAST),
     ):
-        found = points(part)
+        found = [p for p in points(part) if p[key] > 0]
         x, y = [p["concepts"] for p in found], [p[key] / 1e6 for p in found]
         axis.loglog(x, y, "o-", color=colour, markersize=4, label=label)
     axis.set(xlabel="concepts in the bank", ylabel="megabytes")
