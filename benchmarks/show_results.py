@@ -113,7 +113,21 @@ def full(section):
             for one in found
         ]
         lines += ["", *duels(found), ""]
-    return "\n".join([*lines, *costs(section)])
+    return "\n".join([*lines, *cases(section), *costs(section)])
+
+
+def cases(section):
+    """Return UA, IRA and CRA case by case, where cases differ in how much they erase."""
+    benchmark = section.benchmark
+    if len({len(case.concepts) for case in benchmark.cases}) == 1:
+        return []
+    named = [case.name for case in benchmark.cases]
+    lines = ["UA, IRA, CRA case by case:", "", f"| | {' | '.join(named)} |", rule(len(named) + 1)]
+    for one in (*section.open, *section.gated):
+        found = [one.by_case[name] for name in named]
+        cells = [", ".join(f"{figures[share]:.3f}" for share in SHARES) for figures in found]
+        lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def duels(found):
