@@ -138,7 +138,7 @@ def _by_probe(prompt: EncodedPrompt, calibration: Calibration | None) -> Decisio
     if calibration is None:
         return Decision(0.0, "no name found (not calibrated)")
     if calibration.threshold is None:
-        return Decision(0.0, "no name found (probe off: it could not tell the concept apart)")
+        return Decision(0.0, "no name found (names alone decide: the probe is off)")
     dim = prompt.states.shape[-1]
     if calibration.weight.shape[0] != dim:
         raise CalibrationError(
