@@ -199,7 +199,8 @@ def run_experiments(
 
 def _about(everyone: list[Experiment], benchmarks: Sequence[str], erasers: Sequence[str]) -> list[Experiment]:
     """Return the experiments about some benchmarks and erasers."""
-    known = {one.benchmark for one in everyone} | {one.benchmark.partition("@")[0] for one in everyone}
+    called = {one.benchmark: {one.benchmark, one.benchmark.partition("@")[0]} for one in everyone}
+    known = set[str]().union(*called.values())
     for what, asked, there in (
         ("benchmark of these experiments", benchmarks, known),
         ("eraser of these experiments", erasers, {one.eraser for one in everyone}),
@@ -210,7 +211,7 @@ def _about(everyone: list[Experiment], benchmarks: Sequence[str], erasers: Seque
     return [
         one
         for one in everyone
-        if (not benchmarks or not {one.benchmark, one.benchmark.partition("@")[0]}.isdisjoint(benchmarks))
+        if (not benchmarks or not called[one.benchmark].isdisjoint(benchmarks))
         and (not erasers or one.eraser in erasers)
     ]
 

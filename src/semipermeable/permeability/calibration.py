@@ -219,7 +219,7 @@ def fit(
         opened_scores, closed_scores = _held_out_scores(positives, opens, apart, others, names, generator)
         high.extend(opened_scores)
         low.extend(closed_scores)
-        # The threshold only rises with what is scored below: a probe that falls short already will not recover.
+        # The probe that is stored can only raise the threshold of these scores: one that falls short now is off.
         if _opened(high, _threshold(high, max(low))) < _MIN_OPEN_RATE:
             break
     probe = fit_probe(opens, others, names)
