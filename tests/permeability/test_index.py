@@ -1,5 +1,7 @@
 """The index gives a superset of what the rule opens, whatever the names, prompts and gates."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,3 +137,15 @@ def test_a_gate_that_the_rule_refuses_is_always_a_candidate():
     assert index.candidates([prompt]) == [{"kind", "damaged", "wide"}]
     with pytest.raises(CalibrationError, match="width"):
         Transport().decide([prompt], gated(Concept("w"), wide))
+
+
+def test_states_that_overflowed_in_one_prompt_hide_nothing_in_another():
+    index = ConceptIndex()
+    for name in ("cat", "dog"):
+        index.add(name, Concept(f"no {name} name"), gate_for(name, -0.5))
+    whole, broken = encode_one("a cat"), encode_one("a dog")
+    assert index.candidates([whole]) == [{"cat"}]
+    for bad in (float("nan"), float("inf")):
+        states = broken.states.clone()
+        states[1, 0] = bad
+        assert index.candidates([dataclasses.replace(broken, states=states), whole]) == [{"cat", "dog"}, {"cat"}]

@@ -179,6 +179,15 @@ class _Screen(Generic[K]):
         width = self._weights.shape[0]
         if states.shape[1] != width:
             return [list(self._keys) for _ in prompts]  # the rule refuses these gates, and shall say so
+        sound = states.isfinite().all(dim=1)
+        if not bool(sound.all()):
+            # Of a prompt whose states overflowed nothing is known: the rule is asked, and the others are as they were.
+            for token in (~sound).nonzero().flatten().tolist():
+                found[owner[token]] = list(self._keys)
+            owner = [row for row, good in zip(owner, sound.tolist(), strict=True) if good]
+            states = states[sound]
+            if not owner:
+                return found
         slack = _SAFETY * _UNIT * (width + 1) * float(states.double().norm(dim=1).max()) * self._norms
         # One more rounding for the cut-off itself, which becomes fp32.
         cutoffs = (self._cutoffs - slack - 2 * _UNIT * self._cutoffs.abs()).float()
