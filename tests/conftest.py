@@ -13,6 +13,16 @@ from semipermeable import zoo
 from helpers import make_tiny_unet
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays():
+    """What a test leaves in the environment would change what later tests start: Ray reads there who is let in."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def generator():
     """A seeded generator."""
