@@ -3,14 +3,16 @@
     python benchmarks/show_results.py           # write
     python benchmarks/show_results.py --check   # exit 1 if a page does not say what results/ says
 
-Reads `results/main` and nothing else, so that every figure on those pages is one of a committed result. Text between
-`<!-- results:NAME -->` and `<!-- /results -->` belongs to this program.
+Reads `results` and nothing else, so that every figure on those pages is one of a committed result. Text between
+`<!-- results:NAME -->` and `<!-- /results -->` belongs to this program: NAME is a benchmark of `results/main`, or
+TABLE/BENCHMARK of another folder.
 """
 
 import argparse
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +22,9 @@ from semipermeable.evaluation.scores import FIGURES, differences_of, resample
 HOME = Path(__file__).resolve().parent.parent
 PICTURE = HOME / "docs" / "images" / "erase_keep.png"
 PAGES = (HOME / "README.md", HOME / "docs" / "benchmarks" / "bundled.md")
+RESULTS = "*/benchmark.json"
+TARGET = "target"
+"""Role of prompts whose concept is erased."""
 PANELS = ("emoji-objects", "emoji-styles")
 """Benchmarks of the summary."""
 SHARES = ("ua", "ira", "cra")
@@ -99,7 +104,9 @@ def full(section):
     benchmark, seeds = section.benchmark, len({seed for _, seed in section.base.result.shards})
     names = [name for name in WIDE if any(name in one.figures for one in section.entries)]
     lines = [f"### {benchmark.key}", ""]
-    pictures = f"{len(benchmark.cases)} cases, {seeds} seeds, {len(section.base.sheet.prompts)} pictures an eraser"
+    drawn, everything = drawn_cases(section), len(benchmark.cases)
+    which = f"{everything} cases" if len(drawn) == everything else f"Cases {', '.join(case.name for case in drawn)}"
+    pictures = f"{which}, {seeds} seeds, {len(section.base.sheet.prompts)} pictures an eraser"
     lines += [f"{benchmark.summary} {pictures}, digest `{benchmark.digest}`.", ""]
     head = "| " + " | ".join(["", *(FIGURES[name].title for name in names)]) + " |"
     for group, title in GROUPS:
@@ -113,19 +120,44 @@ def full(section):
             for one in found
         ]
         lines += ["", *duels(found), ""]
-    return "\n".join([*lines, *cases(section), *costs(section)])
+    return "\n".join([*lines, *cases(section), *gates(section), *costs(section)])
+
+
+def drawn_cases(section):
+    """Return the benchmark's cases that have results."""
+    return [case for case in section.benchmark.cases if case.name in section.base.by_case]
 
 
 def cases(section):
     """Return UA, IRA and CRA case by case, where cases differ in how much they erase."""
-    benchmark = section.benchmark
-    if len({len(case.concepts) for case in benchmark.cases}) == 1:
+    found = drawn_cases(section)
+    if len({len(case.concepts) for case in found}) == 1:
         return []
-    named = [case.name for case in benchmark.cases]
+    named = [case.name for case in found]
     lines = ["UA, IRA, CRA case by case:", "", f"| | {' | '.join(named)} |", rule(len(named) + 1)]
     for one in (*section.open, *section.gated):
         found = [one.by_case[name] for name in named]
         cells = [", ".join(f"{figures[share]:.3f}" for share in SHARES) for figures in found]
+        lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def gates(section):
+    """Return how many prompts of each kind opened a gate, where there are several kinds of targets."""
+    kinds = {(row.role, row.tag): None for case in drawn_cases(section) for row in case.rows}
+    gated = [one for one in section.gated if one.result.openings]
+    if not gated or sum(role == TARGET for role, _ in kinds) < 2:
+        return []
+    kinds = sorted(kinds, key=lambda kind: kind[0] != TARGET)
+    head = [tag if role == TARGET else f"closed: {tag}" for role, tag in kinds]
+    lines = ["Prompts that open the gate:", "", f"| | {' | '.join(head)} |", rule(len(kinds) + 1)]
+    for one in gated:
+        opened, asked = Counter(), Counter()
+        for case in drawn_cases(section):
+            for row, found in zip(case.rows, one.result.openings[case.name], strict=True):
+                asked[row.role, row.tag] += 1
+                opened[row.role, row.tag] += any(gamma for _, gamma, _ in found)
+        cells = [f"{opened[kind]} of {asked[kind]}" for kind in kinds]
         lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -224,12 +256,15 @@ def filled(text, blocks):
 def main():
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HOME / "results" / "main")
+    parser.add_argument("--results", type=Path, default=HOME / "results")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    sections = {section.benchmark.name: section for section in read_sections(arguments.results)}
+    tables = {path.name: read_sections(path) for path in sorted(arguments.results.iterdir()) if any(path.glob(RESULTS))}
+    sections = {section.benchmark.name: section for section in tables.pop("main")}
     panels = [sections[name] for name in PANELS if name in sections]
     blocks = {name: full(section) for name, section in sections.items()} | {"summary": summary(panels)}
+    for table, found in tables.items():
+        blocks |= {f"{table}/{section.benchmark.name}": full(section) for section in found}
     stale = []
     for path in PAGES:
         before = path.read_text(encoding="utf-8")
