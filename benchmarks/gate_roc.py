@@ -17,16 +17,22 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
+from semipermeable.evaluation.metrics import wilson_interval
+from semipermeable.evaluation.pretuned_plan import PretunedPlan, subjects
 from semipermeable.hosts import host_for
 from semipermeable.membrane import GateState
 from semipermeable.permeability import Calibration, EncodedPrompt, GatedConcept, PaperTransport, Transport, fit, kind_of
 from semipermeable.permeability import negatives as make_negatives
 from semipermeable.permeability import wordings as make_wordings
 from semipermeable.permeability.prompts import plural
-from semipermeable.permeability.words import split
+from semipermeable.permeability.vocabulary import CAPTIONS as FITTED_CAPTIONS
+from semipermeable.permeability.vocabulary import NOUNS
+from semipermeable.permeability.words import find, split
+from semipermeable.training.api import fit_gate
 
 RESULT = Path(__file__).parent / "results" / "gate_roc.json"
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -257,10 +263,34 @@ def measure(host: Any, spec: zoo.ZooSpec, name: str, seed: int) -> dict[str, Any
     }
 
 
-def wilson_high(hits: int, n: int) -> float:
-    """Upper end of the 95 % Wilson interval."""
-    p, z = hits / n, 1.96
-    return (p + z * z / (2 * n) + z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+def unrelated_prompts(names: Sequence[str]) -> list[str]:
+    """Return prompts about anything but some names: captions and nouns of the fits, and captions no fit has seen."""
+    prompts = [*FITTED_CAPTIONS, *CAPTIONS, *(f"a photo of one {noun}" for noun in NOUNS)]
+    return [text for text in prompts if not any(find(name, split(text), known=None) for name in names)]
+
+
+def whole_bank(host: Any, spec: zoo.ZooSpec, seed: int) -> dict[str, Any]:
+    """Fit gates for all objects and for what else ships with a membrane, as training does; see what opens wrongly."""
+    concepts = [subject.concept for subject in subjects(spec, PretunedPlan(objects=spec.object_names))]
+    known: dict[str, EncodedPrompt] = {}
+
+    def encode(texts: Sequence[str]) -> list[EncodedPrompt]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, host.encode(new), strict=True)) if new else None
+        return [known[text] for text in texts]
+
+    unrelated = unrelated_prompts([name for concept in concepts for name in concept.names])
+    prompts, empty, rule = encode(unrelated), encode([""])[0], Transport()
+    opened: dict[str, list[str]] = {}
+    probes = 0
+    for concept in tqdm(concepts, desc="gates", unit="concept", disable=None):
+        gate = fit_gate(host, concept, kind_of(concept), spec, seed, encode=encode)
+        probes += gate is not None and gate.settings["threshold"] is not None
+        gated = GatedConcept(concept, tuple(encode(list(concept.names))), empty, gate)
+        for text, decision in zip(unrelated, rule.decide(prompts, gated), strict=True):
+            if decision.gamma:
+                opened.setdefault(text, []).append(concept.name)
+    return {"concepts": len(concepts), "probes_on": probes, "unrelated_prompts": len(unrelated), "opened": opened}
 
 
 def rate(values: Sequence[float], threshold: float, strict: bool = False) -> float:
@@ -313,7 +343,7 @@ def show(summary: dict[str, Any]) -> None:
         cells = "".join(f"{table[rule][group]['rate']:18.3f}" for rule in table)
         print(f"{group:32}{table['transport'][group]['n']:6d}{cells}")
     false = table["transport"]["closed: all"]
-    high = wilson_high(round(false["rate"] * false["n"]), false["n"])
+    high = wilson_interval(round(false["rate"] * false["n"]), false["n"])[1]
     print(f"transport, falsely open: at most {high:.4f} (95 % Wilson)")
     for rule, points in summary["roc"].items():
         if isinstance(points, float):
@@ -337,6 +367,11 @@ def main() -> None:
         found, shut, leaked = result["calibration"], result["not opened"], result["falsely opened"]
         print(f"{name}: threshold {found['threshold']}, not opened {shut}, falsely {leaked}")
         del result["scores"]
+    bank = whole_bank(host, spec, options.seed)
+    asked, hits = bank["unrelated_prompts"], len(bank["opened"])
+    high = wilson_interval(hits, asked)[1]
+    print(f"a bank of {bank['concepts']} concepts, {bank['probes_on']} probes on: {hits} of {asked} unrelated")
+    print(f"prompts open anything, at most {high:.4f} (95 % Wilson): {bank['opened']}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "command": "python benchmarks/gate_roc.py",
@@ -347,7 +382,7 @@ def main() -> None:
         "machine": platform.machine(),
     }
     options.out.write_text(
-        json.dumps({"about": about, **summary, "concepts": measured}, indent=1, ensure_ascii=False) + "\n"
+        json.dumps({"about": about, **summary, "bank": bank, "concepts": measured}, indent=1, ensure_ascii=False) + "\n"
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from floor import call_cost, machine_rates
-from gate_roc import CAPTIONS as HELD_OUT
+from gate_roc import unrelated_prompts
 from scaling_page import AT_FULL_SIZE, CLOCK, verdict
 from timing import MODELS, drawer, load_model, machine, paired, random_membrane, sibling, summary, timed
 
@@ -36,8 +36,6 @@ from semipermeable.files.bank import pack
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane, Provenance
 from semipermeable.permeability import Decision, Trace, Transport
-from semipermeable.permeability.vocabulary import CAPTIONS, NOUNS
-from semipermeable.permeability.words import find, split
 
 RESULTS = Path(__file__).parent / "results"
 CONTROL = "the same pipeline, nothing attached"
@@ -52,7 +50,6 @@ GATE_BAR_MS = 20.0
 OPENED_BAR = 0.01
 TOLERANCE = 2e-3
 SYLLABLES = ("ka", "lo", "mi", "ne", "ru", "sta", "vel", "tor", "qui", "zan", "pre", "dol")
-TEMPLATES = ("a photo of one {}",)
 
 
 class ByPrompt:
@@ -329,8 +326,7 @@ def gate_case(pipe: Any, repeats: int) -> dict[str, Any]:
         for prompt, decision in zip(asked, rule.decide(encode(asked), concept), strict=True):
             assert decision.gamma == decided[prompt].get(name, Decision(0.0, "")).gamma, (prompt, name)
     names = [told for name in spm.zoo.membranes() for told in spm.zoo.membrane(name).concept.names]
-    prompts = [*CAPTIONS, *HELD_OUT, *(form.format(noun) for noun in NOUNS for form in TEMPLATES)]
-    unrelated = [text for text in prompts if not any(find(name, split(text), known=None) for name in names)]
+    unrelated = unrelated_prompts(names)
     decisions: dict[str, dict[str, Decision]] = {}
     for start in range(0, len(unrelated), 64):
         decisions |= gate.decide(unrelated[start : start + 64])
