@@ -94,7 +94,15 @@ def bars() -> str:
                 continue
             bar = f"{case['bar']:.2f}" if case["bar"] else "–"
             path = case.get("path", "–")
-            told = [model, path, ratio(case), f"{case['wall']:.3f}", least(case), bar, verdict(case)]
+            told = [
+                f"{model}, {case['steps']} steps",
+                path,
+                ratio(case),
+                f"{case['wall']:.3f}",
+                least(case),
+                bar,
+                verdict(case),
+            ]
             rows.append([title, *told, str(case["pairs"])])
     head = ["case", "model", "path", "processor time", "wall time", "floor", "bar", "bar is", "pairs"]
     return table(head, rows)
