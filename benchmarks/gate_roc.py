@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
-from semipermeable.evaluation.metrics import wilson_interval
 from semipermeable.evaluation.pretuned_plan import PretunedPlan, subjects
 from semipermeable.hosts import host_for
 from semipermeable.membrane import GateState
@@ -32,6 +31,7 @@ from semipermeable.permeability.prompts import plural
 from semipermeable.permeability.vocabulary import CAPTIONS as FITTED_CAPTIONS
 from semipermeable.permeability.vocabulary import NOUNS
 from semipermeable.permeability.words import find, split
+from semipermeable.rates import wilson_interval
 from semipermeable.training.api import fit_gate
 
 RESULT = Path(__file__).parent / "results" / "gate_roc.json"

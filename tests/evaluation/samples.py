@@ -2,10 +2,10 @@
 
 import torch
 
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.evaluation.records import BeforeAfter, Combined, ConceptFigures, DemoResult
 from semipermeable.generation import Drawing, Job
 from semipermeable.permeability import TraceRow
+from semipermeable.rates import Rate
 
 
 def good_figures(name="cat", kind="object", **changes):

@@ -14,10 +14,10 @@ from semipermeable.evaluation.demo_bars import LEAST_N, verdicts_of
 from semipermeable.evaluation.demo_prompts import mixed, plan_cells
 from semipermeable.evaluation.environment import current_commit, describe_environment
 from semipermeable.evaluation.gate_check import check_gate, fresh_wordings, other_captions
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.evaluation.records import BeforeAfter
 from semipermeable.evaluation.summary import summary_table
 from semipermeable.permeability import wordings
+from semipermeable.rates import Rate
 
 from helpers import random_membrane
 

@@ -8,9 +8,9 @@ import pytest
 
 from evaluation.samples import a_pair, good_figures, good_result
 from semipermeable.evaluation.demo_bars import verdicts_of
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.evaluation.records import BeforeAfter
 from semipermeable.evaluation.report import gallery_grid, render_report
+from semipermeable.rates import Rate
 
 VOID = {"meta", "img", "br", "link", "input"}
 

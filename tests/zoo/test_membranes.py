@@ -14,11 +14,11 @@ from semipermeable import zoo
 from semipermeable.cli import app
 from semipermeable.errors import AttachError, ConfigError, UnknownNameError, ZooError
 from semipermeable.evaluation.erasers.registry import eraser
-from semipermeable.evaluation.metrics import wilson_interval
 from semipermeable.evaluation.pretuned import build_pretuned
 from semipermeable.evaluation.pretuned_plan import OBJECTS, PretunedPlan, Subject, kept_rows, subjects, target_rows
 from semipermeable.files.native import to_bytes
 from semipermeable.generation import generate, read_facts
+from semipermeable.rates import wilson_interval
 from semipermeable.training import enrich
 from semipermeable.zoo import bundle
 from semipermeable.zoo.shipped import FIGURES, PACKED, load_membrane, shipped_name

@@ -21,13 +21,13 @@ from semipermeable.evaluation.demo_bars import LEAST_N, verdicts_of
 from semipermeable.evaluation.demo_prompts import Cell, Role, mixed, plan_cells
 from semipermeable.evaluation.environment import describe_environment
 from semipermeable.evaluation.gate_check import check_gate, fresh_wordings, other_captions
-from semipermeable.evaluation.metrics import Rate, rate_of
 from semipermeable.evaluation.records import BeforeAfter, Combined, ConceptFigures, DemoResult
 from semipermeable.evaluation.report import gallery_grid, write_report
 from semipermeable.files import save
 from semipermeable.generation import Drawing, draw, load_model, staged_folder
 from semipermeable.generation.png import file_digest
 from semipermeable.membrane import Membrane
+from semipermeable.rates import Rate, rate_of
 from semipermeable.training import TrainConfig, erase
 
 __all__ = ["DemoPlan", "run_demo"]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane
 from semipermeable.permeability import GatedConcept, resolve
+from semipermeable.rates import Rate
 from semipermeable.zoo.spec import ZooSpec, article
 
 __all__ = ["GateCheck", "check_gate", "fresh_wordings", "other_captions"]

@@ -32,7 +32,6 @@ from semipermeable.equip import attach
 from semipermeable.errors import ConfigError, OutputError
 from semipermeable.evaluation.environment import describe_environment
 from semipermeable.evaluation.judges.copies import CanaryJudge, canary_judge
-from semipermeable.evaluation.metrics import Rate, rate_of
 from semipermeable.evaluation.pretuned_plan import (
     PretunedPlan,
     Row,
@@ -48,6 +47,7 @@ from semipermeable.files.bank import pack
 from semipermeable.files.native import digest
 from semipermeable.generation import Drawing, Job, draw
 from semipermeable.membrane import Json, Membrane
+from semipermeable.rates import Rate, rate_of
 from semipermeable.training import TrainConfig, erase
 from semipermeable.training.many import file_name
 from semipermeable.training.workshop import Workshop

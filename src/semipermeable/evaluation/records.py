@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.membrane import Json
+from semipermeable.rates import Rate
 
 __all__ = ["BeforeAfter", "Combined", "ConceptFigures", "DemoResult", "Verdict", "rate_json"]
 

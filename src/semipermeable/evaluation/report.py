@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from semipermeable.evaluation.metrics import Rate
 from semipermeable.evaluation.records import ConceptFigures, DemoResult
 from semipermeable.generation import Drawing, Row, comparison_grid
+from semipermeable.rates import Rate
 
 __all__ = ["gallery_grid", "render_report", "write_report"]
 

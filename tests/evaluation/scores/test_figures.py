@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from semipermeable.evaluation.metrics import wilson_interval
 from semipermeable.evaluation.scores import (
     FIGURES,
     Sheet,
@@ -17,6 +16,7 @@ from semipermeable.evaluation.scores import (
     resample,
 )
 from semipermeable.evaluation.scores import figures_of as measured
+from semipermeable.rates import wilson_interval
 
 NAN = float("nan")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semipermeable.evaluation.metrics import Rate
+from semipermeable.rates import Rate
 
 __all__ = ["CanvasHits", "canvas_hits", "erasing_harmonic", "harmonic_mean"]
 

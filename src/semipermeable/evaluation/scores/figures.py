@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from semipermeable.evaluation.metrics import wilson_interval
 from semipermeable.evaluation.scores.accuracy import CanvasHits, harmonic_mean
 from semipermeable.evaluation.scores.bootstrap import REPLICATES, Estimate, Resampling, percentiles
+from semipermeable.rates import wilson_interval
 
 __all__ = [
     "FIGURES",

@@ -5,7 +5,6 @@ nothing else.
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,13 @@ from tqdm import tqdm
 
 from semipermeable import zoo
 from semipermeable.errors import ConfigError
+from semipermeable.rates import wilson_interval
 from semipermeable.zoo.judges import FeatureStatistics
 
-__all__ = ["PROMPT_SEED", "evaluate", "prompts", "score", "wilson"]
+__all__ = ["PROMPT_SEED", "evaluate", "prompts", "score"]
 
 PROMPT_SEED = 20_000
 """Seed of the shuffle of pairs; picture number i is drawn with seed `PROMPT_SEED + i`."""
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share."""
-    if total == 0:
-        return (0.0, 1.0)
-    z, p = 1.96, right / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def prompts(spec: zoo.ZooSpec, count: int) -> list[tuple[int, int]]:
@@ -42,7 +32,7 @@ def prompts(spec: zoo.ZooSpec, count: int) -> list[tuple[int, int]]:
 
 def _share(right: Tensor) -> dict[str, Any]:
     hits, total = int(right.sum()), len(right)
-    return {"right": hits, "total": total, "share": hits / max(1, total), "wilson95": wilson(hits, total)}
+    return {"right": hits, "total": total, "share": hits / max(1, total), "wilson95": wilson_interval(hits, total)}
 
 
 def score(spec: zoo.ZooSpec, asked: Tensor, seen: Tensor) -> dict[str, Any]:

@@ -4,17 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semipermeable.evaluation.metrics import Rate, rate_of, wilson_interval
+from semipermeable.rates import Rate, rate_of, wilson_interval
 
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [
-        # Newcombe (1998), Statistics in Medicine 17, table I, method 3 (score, no continuity correction).
+        # Newcombe (1998), Statistics in Medicine 17, table I, method 3 (score without continuity correction), and none.
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
+        (0, 0, 0.0, 1.0),
     ],
 )
 def test_wilson_interval_against_published_values(successes, n, low, high):

@@ -1,4 +1,4 @@
-"""Pure functions of counts and verdicts.
+"""Shares of successes and how sure they are.
 
 A rate is `successes / n`. Its 95 % Wilson score interval, with z = 1.96 and p̂ the rate, is
 
@@ -56,9 +56,11 @@ def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, floa
 
     Args:
         successes: in [0, n].
-        n: at least 1.
+        n: of how many; of none the interval is [0, 1].
         z: normal quantile; 1.96 gives 95 %.
     """
+    if n == 0:
+        return 0.0, 1.0
     share = successes / n
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
