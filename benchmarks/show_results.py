@@ -144,18 +144,17 @@ def cases(section):
 
 def gates(section):
     """Return how many prompts of each kind opened a gate, where there are several kinds of targets."""
-    kinds = {(row.role, row.tag): None for case in drawn_cases(section) for row in case.rows}
+    asked = Counter((row.role, row.tag) for case in drawn_cases(section) for row in case.rows)
     gated = [one for one in section.gated if one.result.openings]
-    if not gated or sum(role == TARGET for role, _ in kinds) < 2:
+    if not gated or sum(role == TARGET for role, _ in asked) < 2:
         return []
-    kinds = sorted(kinds, key=lambda kind: kind[0] != TARGET)
+    kinds = sorted(asked, key=lambda kind: kind[0] != TARGET)
     head = [tag if role == TARGET else f"closed: {tag}" for role, tag in kinds]
     lines = ["Prompts that open the gate:", "", f"| | {' | '.join(head)} |", rule(len(kinds) + 1)]
     for one in gated:
-        opened, asked = Counter(), Counter()
+        opened = Counter()
         for case in drawn_cases(section):
             for row, found in zip(case.rows, one.result.openings[case.name], strict=True):
-                asked[row.role, row.tag] += 1
                 opened[row.role, row.tag] += any(gamma for _, gamma, _ in found)
         cells = [f"{opened[kind]} of {asked[kind]}" for kind in kinds]
         lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
