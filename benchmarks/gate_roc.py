@@ -33,6 +33,7 @@ from semipermeable.permeability.vocabulary import NOUNS
 from semipermeable.permeability.words import find, split
 from semipermeable.rates import wilson_interval
 from semipermeable.training.api import fit_gate
+from semipermeable.training.workshop import Workshop
 
 RESULT = Path(__file__).parent / "results" / "gate_roc.json"
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -272,13 +273,7 @@ def unrelated_prompts(names: Sequence[str]) -> list[str]:
 def whole_bank(host: Any, spec: zoo.ZooSpec, seed: int) -> dict[str, Any]:
     """Fit gates for all objects and for what else ships with a membrane, as training does; see what opens wrongly."""
     concepts = [subject.concept for subject in subjects(spec, PretunedPlan(objects=spec.object_names))]
-    known: dict[str, EncodedPrompt] = {}
-
-    def encode(texts: Sequence[str]) -> list[EncodedPrompt]:
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, host.encode(new), strict=True)) if new else None
-        return [known[text] for text in texts]
-
+    encode = Workshop(host).encode_words
     unrelated = unrelated_prompts([name for concept in concepts for name in concept.names])
     prompts, empty, rule = encode(unrelated), encode([""])[0], Transport()
     opened: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ RECIPES = {
     "fast": {"preset": "fast"},
     "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **BEFORE, "learning_rate": 4e-3},
     "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0, "style_negative_guidance": 1.0},
+    "fast, η 1.25": {"preset": "fast", "negative_guidance": 1.25},
     "fast, 60 steps of 12 rows": {
         "preset": "fast",
         "num_steps": 60,

@@ -120,7 +120,7 @@ def full(section):
             for one in found
         ]
         lines += ["", *duels(found), ""]
-    return "\n".join([*lines, *cases(section), *gates(section), *costs(section)])
+    return "\n".join([*lines, *cases(section), *gates(section), *lost_styles(section), *costs(section)])
 
 
 def drawn_cases(section):
@@ -159,6 +159,30 @@ def gates(section):
         cells = [f"{opened[kind]} of {asked[kind]}" for kind in kinds]
         lines.append(f"| `{one.result.eraser}` | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def lost_styles(section):
+    """Return in which styles CRA is lost where objects are erased: pictures of the concept, and of others."""
+    drawn = drawn_cases(section)
+    if any(case.axis != "object" for case in drawn):
+        return []
+    rows = [row for name, _ in section.base.result.shards for row in section.benchmark.case(name).rows]
+    styles = [row.style for row in rows]
+    named = sorted({style for style in styles if style})
+    lines = ["Pictures whose style is no longer right, of the concept + of others (no line: none):", ""]
+    lines += [f"| | {' | '.join(named)} | all |", rule(len(named) + 2)]
+    head = len(lines)
+    for one in (section.base, *section.open, *section.gated):
+        hits = one.sheet.hits
+        wrong = hits.crossed & ~hits.other_right
+        counted = Counter((style, bool(asks)) for style, asks, bad in zip(styles, hits.asks, wrong, strict=True) if bad)
+        if not counted:
+            continue
+        cells = [f"{counted[style, True]} + {counted[style, False]}" for style in named]
+        whole = [sum(n for (_, asks), n in counted.items() if asks is side) for side in (True, False)]
+        name = "base model" if one is section.base else f"`{one.result.eraser}`"
+        lines.append(f"| {name} | {' | '.join(cells)} | {whole[0]} + {whole[1]} |")
+    return [*lines, ""] if len(lines) > head else []
 
 
 def duels(found):
