@@ -23,6 +23,15 @@ def test_the_papers_hyper_parameters():
     assert (paper.sampling_steps, paper.closed_form, paper.reuse_trajectories) == (30, False, False)
 
 
+def test_the_reach_is_a_setting_only_where_an_eta_is_read_off_the_text():
+    given = TrainConfig.from_preset("paper")
+    assert "reach" not in given.to_json()
+    assert given.to_json() == TrainConfig.from_preset("paper", reach=9.0).to_json()
+    for name in ("negative_guidance", "style_negative_guidance"):
+        read = TrainConfig.from_preset("paper", **{name: None})
+        assert (read.to_json()[name], read.to_json()["reach"]) == (None, read.reach)
+
+
 def test_it_is_frozen_and_keyword_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().rank = 2
@@ -39,6 +48,8 @@ def test_it_is_frozen_and_keyword_only():
         ("learning_rate", 0.0, "learning_rate must be above 0"),
         ("learning_rate", float("nan"), "learning_rate must be a finite number"),
         ("anchor_weight", -1.0, "anchor_weight must be at least 0"),
+        ("negative_guidance", -1.0, "negative_guidance must be at least 0"),
+        ("reach", 0.0, "reach must be above 0"),
         ("twin_share", 1.5, r"twin_share must be in \[0, 1\]"),
         ("dtype", "fp32", "dtype must be one of None, 'bf16', 'fp16'"),
         ("schedule", "linear", "schedule must be one of 'cosine_restarts'"),

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semipermeable import TrainConfig, erase
+from semipermeable import TrainConfig, erase, erase_many, zoo
 from semipermeable.errors import ConfigError
 from semipermeable.hosts import UNetHost
 from semipermeable.training import Workshop, train
+from semipermeable.training.captions import captions_for, enrich
 from semipermeable.training.closed_form import pair_states, second_moment
 
 from training_helpers import CAPTIONS, CONCEPT, make_tiny_pipe, quick
@@ -106,6 +107,78 @@ def test_a_style_goes_its_own_way_beyond_its_surrogate(tiny_pipe, num_steps):
     found, same, other = trained("style", 2.0, 0.5), trained("object", 0.5, 2.0), trained("style", 0.5, 2.0)
     assert all(torch.equal(found[name][0], same[name][0]) for name in found)
     assert not all(torch.equal(found[name][0], other[name][0]) for name in found)
+
+
+def found_by_hand(host, captions, reach):
+    """η of `Workshop.eta`, from states encoded one by one."""
+    moved = [
+        (a.states[row] - b.states[row + shift]).square().sum()
+        for target, surrogate in zip(captions.targets, captions.surrogates, strict=True)
+        for a, b in [host.encode([target, surrogate])]
+        for shift in [len(b.token_ids) - len(a.token_ids)]
+        for row in range(a.first + len(a.token_ids) - 1, len(a.states) - shift)
+    ]
+    kept = torch.cat([prompt.states for prompt in host.encode(list(captions.anchors))])
+    return reach / float((torch.stack(moved).mean() / kept.square().sum(1).mean()).sqrt()) - 1
+
+
+def test_a_given_eta_is_used_as_it_is(host):
+    config = quick(negative_guidance=0.4, style_negative_guidance=0.2)
+    assert Workshop(host).eta(CAPTIONS, config) == 0.4
+    assert Workshop(host).eta(replace(CAPTIONS, kind="style"), config) == 0.2
+
+
+@pytest.mark.parametrize("kind", ["object", "style"])
+def test_an_eta_that_is_not_given_takes_every_concept_equally_far(host, kind):
+    """(1 + η) d is the reach, d from paired states; the concept is the last word: its row and later ones pair."""
+    captions = replace(CAPTIONS, surrogates=("a neon icon of a dog", "a flat icon of a dog"), kind=kind)
+    config = quick(negative_guidance=None, style_negative_guidance=None, reach=1.7)
+    by_hand = found_by_hand(host, captions, 1.7)
+    assert 0 < by_hand < 3
+    assert Workshop(host).eta(captions, config) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_near_surrogate_asks_for_more_than_a_far_one(host):
+    """The bundled model draws "a musical instrument" as a guitar, and "a food" not as a pizza."""
+    spec, workshop = zoo.spec("emoji"), Workshop(host)
+    near, far = (captions_for(enrich(name, spec), spec) for name in ("guitar", "pizza"))
+    config = quick(negative_guidance=None, reach=1.5)
+    assert workshop.eta(near, config) > 2 * workshop.eta(far, config)
+
+
+def test_eta_stays_between_the_surrogate_and_three_times_beyond(host):
+    assert Workshop(host).eta(CAPTIONS, quick(negative_guidance=None, reach=1e-3)) == 0
+    assert Workshop(host).eta(CAPTIONS, quick(negative_guidance=None, reach=1e3)) == 3
+    same = replace(CAPTIONS, surrogates=CAPTIONS.targets)
+    with pytest.raises(ConfigError, match="reads 'cat' as it reads its surrogate; name another"):
+        Workshop(host).eta(same, quick(negative_guidance=None))
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_an_eta_read_off_the_text_is_the_same_as_one_given_and_is_told(tiny_pipe, num_steps):
+    read = quick(num_steps=num_steps, negative_guidance=None, style_negative_guidance=None)
+    membrane = erase(tiny_pipe, "cat", config=read, progress=False)
+    eta = membrane.provenance.metrics["negative_guidance"]
+    assert 0 < eta < 3
+    given = erase(tiny_pipe, "cat", config=quick(num_steps=num_steps, negative_guidance=eta), progress=False)
+    assert "negative_guidance" not in given.provenance.metrics
+    for name, (u, v) in given.pairs.items():
+        assert torch.equal(u, membrane.pairs[name][0])
+        assert torch.equal(v, membrane.pairs[name][1])
+
+
+def test_concepts_of_a_common_run_each_have_their_own_eta(tiny_pipe):
+    config = quick(num_steps=2, negative_guidance=None, style_negative_guidance=None)
+    together = erase_many(tiny_pipe, ["cat", "car"], config=config, at_once=2, progress=False)
+    etas = [membrane.provenance.metrics["negative_guidance"] for membrane in together]
+    assert etas[0] != etas[1]
+    for name, membrane in zip(("cat", "car"), together, strict=True):
+        alone = erase(tiny_pipe, name, config=config, progress=False)
+        assert membrane.provenance.metrics["negative_guidance"] == pytest.approx(
+            alone.provenance.metrics["negative_guidance"]
+        )
+        for site, (u, v) in alone.pairs.items():
+            assert_close(membrane.pairs[site][0] @ membrane.pairs[site][1], u @ v, atol=1e-4, rtol=1e-2)
 
 
 def test_a_shared_workshop_makes_the_membrane_of_its_own_one(tiny_pipe):

@@ -130,7 +130,8 @@ def finished(
     """Return the membrane of trained pairs, with its gate and its story; arguments as in `provenance`."""
     host, spec = workshop.host, workshop.spec
     gate = fit_gate(host, concept, captions.kind, spec, seed, encode=workshop.encode_words)
-    story = provenance(workshop, config, seed, trained.last, orthogonal_to, joint_with=joint_with)
+    eta = None if config.eta(captions.kind) is not None else workshop.eta(captions, config)
+    story = provenance(workshop, config, seed, trained.last, orthogonal_to, joint_with=joint_with, eta=eta)
     return Membrane(trained.pairs, concept, story, gate)
 
 
@@ -180,6 +181,7 @@ def provenance(
     orthogonal_to: Sequence[Membrane] = (),
     *,
     joint_with: Sequence[str] | None = None,
+    eta: float | None = None,
 ) -> Provenance:
     """Return the story of a membrane made in a workshop.
 
@@ -190,9 +192,11 @@ def provenance(
         last: figures of the last step; None if there was none.
         orthogonal_to: membranes it was kept orthogonal to; their names are told.
         joint_with: names of all membranes of a joint run; None for one made alone.
+        eta: η that was read off the text; None where the settings give it.
     """
     host, spec = workshop.host, workshop.spec
     losses = {} if last is None else {"erasing_loss": last.erasing_loss, "anchoring_loss": last.anchoring_loss}
+    found = {} if eta is None else {"negative_guidance": eta}
     beside: dict[str, Json] = {"orthogonal_to": [m.name for m in orthogonal_to]} if orthogonal_to else {}
     if joint_with is not None:
         beside["joint_with"] = list(joint_with)
@@ -205,5 +209,5 @@ def provenance(
         training={**config.to_json(), **beside},
         seed=seed,
         package_version=semipermeable.__version__,
-        metrics={**losses, "steps": float(config.num_steps)},
+        metrics={**losses, **found, "steps": float(config.num_steps)},
     )

@@ -52,10 +52,15 @@ class TrainConfig:
     """Steps of linear rise."""
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
-    negative_guidance: float = 1.5
-    """η of Eq. 4 for an object; 0 stops at the surrogate. The closed form alone keeps others better at 1."""
-    style_negative_guidance: float = 0.7
-    """η for a style. Its surrogate, another style, is far from it already; going further takes objects along."""
+    negative_guidance: float | None = 1.5
+    """η of Eq. 4 for an object; 0 stops at the surrogate. The closed form alone keeps others better at 1. None reads it
+    off the text, see `reach`."""
+    style_negative_guidance: float | None = 0.7
+    """η for a style. Its surrogate, another style, is far from it already; going further takes objects along. None
+    reads it off the text, see `reach`."""
+    reach: float = 1.4
+    """Where η is None: how far an erasure moves what the denoiser reads, in units of a kept text state, so that
+    1 + η = reach / distance of concept and surrogate (`Workshop.eta`). No effect where η is a number."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
     sampling_steps: int = 12
@@ -112,10 +117,13 @@ class TrainConfig:
         for name in ("num_steps", "num_anchors", "warmup_steps"):
             self._check(name, int, 0)
         self._check("preview_every", int, 1)
-        for name in ("learning_rate", "closed_form_keep", "divergence_factor"):
+        for name in ("learning_rate", "closed_form_keep", "divergence_factor", "reach"):
             self._check(name, float, 0, strict=True)
-        for name in ("anchor_weight", "anchor_power", "sampling_guidance", *_ETA.values()):
+        for name in ("anchor_weight", "anchor_power", "sampling_guidance"):
             self._check(name, float, 0)
+        for name in _ETA.values():
+            if getattr(self, name) is not None:
+                self._check(name, float, 0)
         self._check("twin_share", float, 0)
         if self.twin_share > 1:
             raise ConfigError(f"twin_share must be in [0, 1], found {self.twin_share!r}")
@@ -167,13 +175,16 @@ class TrainConfig:
                 raise ConfigError(closest(name, known, what="training setting"))
         return cls(**{**_PRESETS[preset], **overrides})
 
-    def eta(self, kind: Literal["object", "style"]) -> float:
-        """Return η of Eq. 4 for a concept of a kind."""
-        return float(getattr(self, _ETA[kind]))
+    def eta(self, kind: Literal["object", "style"]) -> float | None:
+        """Return η of Eq. 4 for a concept of a kind; None is to be read off the text (`Workshop.eta`)."""
+        given = getattr(self, _ETA[kind])
+        return None if given is None else float(given)
 
     def to_json(self) -> dict[str, Json]:
         """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
-        fields = (f.name for f in dataclasses.fields(self) if f.name not in _NOT_MATHEMATICS)
+        found = any(getattr(self, name) is None for name in _ETA.values())
+        without = _NOT_MATHEMATICS if found else (*_NOT_MATHEMATICS, "reach")
+        fields = (f.name for f in dataclasses.fields(self) if f.name not in without)
         return {name: getattr(self, name) for name in fields}
 
 

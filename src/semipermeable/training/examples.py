@@ -75,9 +75,10 @@ def generator_for(seed: int, *key: int) -> torch.Generator:
 class _Frozen:
     """Conditions, and predictions of the bare model."""
 
-    def __init__(self, host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str) -> None:
-        self.host, self.config, self.seed = host, config, seed
-        self.eta = config.eta(captions.kind)
+    def __init__(
+        self, host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str, eta: float
+    ) -> None:
+        self.host, self.config, self.seed, self.eta = host, config, seed, eta
         targets, surrogates = list(captions.targets), list(captions.surrogates)
         if not config.target_captions:
             targets, surrogates = list(captions.names), [surrogate] * len(captions.names)
@@ -254,7 +255,14 @@ class PooledExamples:
 
 
 def make_examples(
-    host: Host, config: TrainConfig, seed: int, captions: CaptionSet, surrogate: str, encoded: list[EncodedPrompt]
+    host: Host,
+    config: TrainConfig,
+    seed: int,
+    captions: CaptionSet,
+    surrogate: str,
+    encoded: list[EncodedPrompt],
+    *,
+    eta: float,
 ) -> Examples:
     """Prepare the source of batches that the configuration asks for.
 
@@ -265,8 +273,9 @@ def make_examples(
         captions: what to learn from.
         surrogate: the bare surrogate.
         encoded: `captions.anchors`, encoded.
+        eta: η of Eq. 4 (`Workshop.eta`).
     """
-    frozen = _Frozen(host, config, seed, captions, surrogate)
+    frozen = _Frozen(host, config, seed, captions, surrogate, eta)
     if not config.num_anchors or config.anchors == "gaussian":
         none = frozen.empty[:0]
         return PooledExamples(frozen, none) if config.reuse_trajectories else FreshExamples(frozen, none, ())

@@ -213,7 +213,8 @@ class _Run:
         anchors = workshop.encode(captions.anchors) if config.anchors == "captions" else []
         self._optimizer = torch.optim.AdamW(list(binding.parameters()), lr=config.learning_rate, weight_decay=0.0)
         self._scaler = torch.amp.GradScaler(host.device.type, enabled=config.dtype == "fp16")
-        self._prepare = lambda: make_examples(host, config, seed, captions, concept.surrogate, anchors)
+        eta = workshop.eta(captions, config)
+        self._prepare = lambda: make_examples(host, config, seed, captions, concept.surrogate, anchors, eta=eta)
         self._examples: Examples | None = None
 
     def _prepared_examples(self) -> Examples:

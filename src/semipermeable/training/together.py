@@ -144,6 +144,7 @@ class _Group:
                 task.captions,
                 task.concept.surrogate,
                 workshop.encode(task.captions.anchors) if own.num_anchors and own.anchors == "captions" else [],
+                eta=workshop.eta(task.captions, config),
             )
             for task in tasks
         ]

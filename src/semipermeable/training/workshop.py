@@ -38,6 +38,8 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 """Site name to (u, v)."""
 _BATCH = 64
 """Texts of one call of the text encoder."""
+_MOST = 3.0
+"""Largest η that is read off the text: a surrogate that is nearly the concept's synonym must not tear at everything."""
 
 
 class Workshop:
@@ -122,6 +124,34 @@ class Workshop:
         """Return the sites where text alone enters the denoiser (`cross_attention_sites`), by name."""
         return cross_attention_sites(find_sites(self.host.denoiser, ()), self.host.text_sites)
 
+    def eta(self, captions: CaptionSet, config: TrainConfig) -> float:
+        """Return η of Eq. 4: the given one, or the one that takes every concept equally far.
+
+        A surrogate may be near the concept ("a musical instrument" is drawn as a guitar) or far from it ("a food" as a
+        pizza). One η for all leaves the first behind and goes past the second, whose pictures then lose their style.
+        With d² = E‖x_s − x_t‖² / E‖x‖² over paired text states of the captions and over those of what is kept,
+
+            η = reach / d − 1, in [0, 3]
+
+        Args:
+            captions: of the concept.
+            config: gives η or `reach`.
+
+        Raises:
+            ConfigError: if η is to be found and no text tells concept and surrogate apart, or nothing is kept.
+        """
+        given = config.eta(captions.kind)
+        if given is not None:
+            return given
+        pairs = self._state_pairs(captions)
+        moved = (pairs.surrogate - pairs.target).double().square().sum(1).mean()
+        distance = float((moved / self.keep_moment(captions.anchors).trace()).sqrt())
+        if not distance:
+            raise ConfigError(
+                f"the text encoder reads {captions.names[0]!r} as it reads its surrogate; name another surrogate"
+            )
+        return min(max(config.reach / distance - 1, 0.0), _MOST)
+
     def closed_form(self, captions: CaptionSet, config: TrainConfig, others: Sequence[Membrane] = ()) -> Pairs:
         """Return the closed-form pairs of all sites where text alone enters; no other site is named.
 
@@ -137,13 +167,14 @@ class Workshop:
         if not projections:
             return {}
         pairs, keep = self._state_pairs(captions), self.keep_moment(captions.anchors)
+        eta = self.eta(captions, config)
         shared = None if others else self._problem(pairs, keep, config, (), "")
         found: Pairs = {}
         for name, site in projections.items():
             taken = [membrane.pairs[name][1].flatten(1) for membrane in others if name in membrane.pairs]
             problem = shared or self._problem(pairs, keep, config, taken, name)
             weight = projection(site, self.host.dtype)
-            found[name] = problem.solve(weight, negative_guidance=config.eta(captions.kind), rank=config.rank)
+            found[name] = problem.solve(weight, negative_guidance=eta, rank=config.rank)
         return found
 
     def _state_pairs(self, captions: CaptionSet) -> StatePairs:
