@@ -169,9 +169,7 @@ def lost_styles(section):
     rows = [row for name, _ in section.base.result.shards for row in section.benchmark.case(name).rows]
     styles = [row.style for row in rows]
     named = sorted({style for style in styles if style})
-    lines = ["Pictures whose style is no longer right, of the concept + of others (no line: none):", ""]
-    lines += [f"| | {' | '.join(named)} | all |", rule(len(named) + 2)]
-    head = len(lines)
+    found = []
     for one in (section.base, *section.open, *section.gated):
         hits = one.sheet.hits
         wrong = hits.crossed & ~hits.other_right
@@ -181,8 +179,11 @@ def lost_styles(section):
         cells = [f"{counted[style, True]} + {counted[style, False]}" for style in named]
         whole = [sum(n for (_, asks), n in counted.items() if asks is side) for side in (True, False)]
         name = "base model" if one is section.base else f"`{one.result.eraser}`"
-        lines.append(f"| {name} | {' | '.join(cells)} | {whole[0]} + {whole[1]} |")
-    return [*lines, ""] if len(lines) > head else []
+        found.append(f"| {name} | {' | '.join(cells)} | {whole[0]} + {whole[1]} |")
+    if not found:
+        return []
+    title = "Pictures whose style is no longer right, of the concept + of others (no line: none):"
+    return [title, "", f"| | {' | '.join(named)} | all |", rule(len(named) + 2), *found, ""]
 
 
 def duels(found):
