@@ -27,6 +27,7 @@ RECIPES = {
     "instant": {"preset": "instant"},
     "instant, η 0.7 (before)": {"preset": "instant", **BEFORE},
     "fast": {"preset": "fast"},
+    "fast, η 1.5 (before)": {"preset": "fast", "negative_guidance": 1.5, "style_negative_guidance": 0.7},
     "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **BEFORE, "learning_rate": 4e-3},
     "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0, "style_negative_guidance": 1.0},
     "fast, η 1.25": {"preset": "fast", "negative_guidance": 1.25},

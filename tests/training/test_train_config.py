@@ -8,8 +8,10 @@ from semipermeable.training import TrainConfig, presets
 
 def test_presets_are_usable():
     assert presets() == ("instant", "fast", "paper")
-    assert TrainConfig.from_preset("instant") == TrainConfig(num_steps=0, negative_guidance=1.0)
+    instant = TrainConfig.from_preset("instant")
+    assert instant == TrainConfig(num_steps=0, negative_guidance=1.0, style_negative_guidance=0.7)
     assert TrainConfig.from_preset("fast") == TrainConfig()
+    assert TrainConfig().eta("object") is TrainConfig().eta("style") is None
     for preset in presets():
         TrainConfig.from_preset(preset)
 

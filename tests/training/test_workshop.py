@@ -181,6 +181,14 @@ def test_concepts_of_a_common_run_each_have_their_own_eta(tiny_pipe):
             assert_close(membrane.pairs[site][0] @ membrane.pairs[site][1], u @ v, atol=1e-4, rtol=1e-2)
 
 
+def test_a_shared_workshop_finds_the_eta_of_its_own_one(host):
+    """The kept moment of a second concept is a difference of sums; its last bits do not reach η."""
+    spec, shared = zoo.spec("emoji"), Workshop(host)
+    for name in ("guitar", "pizza", "cat"):
+        captions = captions_for(enrich(name, spec), spec)
+        assert shared.eta(captions, TrainConfig()) == Workshop(host).eta(captions, TrainConfig())
+
+
 def test_a_shared_workshop_makes_the_membrane_of_its_own_one(tiny_pipe):
     workshop = Workshop(tiny_pipe)
     config = quick("instant", num_steps=0)

@@ -52,15 +52,14 @@ class TrainConfig:
     """Steps of linear rise."""
     anchor_weight: float = 30.0
     """λ of SPM's Eq. 8."""
-    negative_guidance: float | None = 1.5
-    """η of Eq. 4 for an object; 0 stops at the surrogate. The closed form alone keeps others better at 1. None reads it
-    off the text, see `reach`."""
-    style_negative_guidance: float | None = 0.7
-    """η for a style. Its surrogate, another style, is far from it already; going further takes objects along. None
-    reads it off the text, see `reach`."""
+    negative_guidance: float | None = None
+    """η of Eq. 4 for an object; 0 stops at the surrogate. None reads it off the text, see `reach`."""
+    style_negative_guidance: float | None = None
+    """η for a style. None reads it off the text, see `reach`."""
     reach: float = 1.4
     """Where η is None: how far an erasure moves what the denoiser reads, in units of a kept text state, so that
-    1 + η = reach / distance of concept and surrogate (`Workshop.eta`). No effect where η is a number."""
+    1 + η = reach / distance of concept and surrogate (`Workshop.eta`): a near surrogate is gone beyond, a far one needs
+    less. No effect where η is a number."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
     sampling_steps: int = 12
@@ -189,7 +188,7 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {"num_steps": 0, "negative_guidance": 1.0},
+    "instant": {"num_steps": 0, "negative_guidance": 1.0, "style_negative_guidance": 0.7},
     "fast": {},
     "paper": {
         "rank": 1,

@@ -131,7 +131,9 @@ class Workshop:
         pizza). One η for all leaves the first behind and goes past the second, whose pictures then lose their style.
         With d² = E‖x_s − x_t‖² / E‖x‖² over paired text states of the captions and over those of what is kept,
 
-            η = reach / d − 1, in [0, 3]
+            η = reach / d − 1, in [0, 3], rounded to six decimals
+
+        Rounded, because the last bits of the kept moment depend on what else was made in this workshop.
 
         Args:
             captions: of the concept.
@@ -150,7 +152,7 @@ class Workshop:
             raise ConfigError(
                 f"the text encoder reads {captions.names[0]!r} as it reads its surrogate; name another surrogate"
             )
-        return min(max(config.reach / distance - 1, 0.0), _MOST)
+        return round(min(max(config.reach / distance - 1, 0.0), _MOST), 6)
 
     def closed_form(self, captions: CaptionSet, config: TrainConfig, others: Sequence[Membrane] = ()) -> Pairs:
         """Return the closed-form pairs of all sites where text alone enters; no other site is named.
