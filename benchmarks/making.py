@@ -22,17 +22,22 @@ from ablation import measure
 from semipermeable import __version__, attach, erase, zoo
 from semipermeable.training import TrainConfig
 
-BEFORE = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
+LONG = {"num_trajectories": 3, "sampling_steps": 12}
+EARLIER = {"preset": "fast", "learning_rate": 1e-3, **LONG}
+AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
     "instant": {"preset": "instant"},
-    "instant, η 0.7 (before)": {"preset": "instant", **BEFORE},
+    "instant, η 0.7 (before)": {"preset": "instant", **AT_07},
     "fast": {"preset": "fast"},
-    "fast, η 1.5 (before)": {"preset": "fast", "negative_guidance": 1.5, "style_negative_guidance": 0.7},
-    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **BEFORE, "learning_rate": 4e-3},
-    "fast, η 1 at 1e-3": {"preset": "fast", "negative_guidance": 1.0, "style_negative_guidance": 1.0},
-    "fast, η 1.25": {"preset": "fast", "negative_guidance": 1.25},
+    "fast on 3 runs of 12 steps at 1e-3": EARLIER,
+    "fast, η 1.5 (before)": {**EARLIER, "negative_guidance": 1.5, "style_negative_guidance": 0.7},
+    "fast, η 1.25": {**EARLIER, "negative_guidance": 1.25, "style_negative_guidance": 0.7},
+    "fast, η 1 at 1e-3": {**EARLIER, "negative_guidance": 1.0, "style_negative_guidance": 1.0},
+    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **AT_07, **LONG, "learning_rate": 4e-3},
     "fast, 60 steps of 12 rows": {
-        "preset": "fast",
+        **EARLIER,
+        "negative_guidance": 1.5,
+        "style_negative_guidance": 0.7,
         "num_steps": 60,
         "num_anchors": 8,
         "num_trajectories": 6,

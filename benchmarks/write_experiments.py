@@ -34,13 +34,14 @@ ABLATIONS = [
 """The paper's Table 3 (dimension), Table 5 (η) and Table 4 (anchoring and transport, with and without our start); the
 preset "fast" beside the paper's own 3,000 steps."""
 
+_LONG_RUNS = "num_trajectories=3,sampling_steps=12"
 BEFORE = [
-    "spm-open:learning_rate=0.001,negative_guidance=1.5,style_negative_guidance=0.7",
-    "spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7",
-    "spm-open:num_steps=0,negative_guidance=0.7,style_negative_guidance=0.7",
+    f"spm-open:learning_rate=0.001,negative_guidance=1.5,style_negative_guidance=0.7,{_LONG_RUNS}",
+    f"spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
+    "spm-open:instant,negative_guidance=0.7",
 ]
-"""The preset "fast" before η was read off the text, and before that; the preset "instant" before. Each names all that it
-changes, so that it goes on meaning the same when a preset moves again."""
+"""The preset "fast" before, and before that; the preset "instant" before. Each names all that it changes, so that it goes
+on meaning the same when a preset moves again."""
 
 
 def tuned(names):

@@ -42,7 +42,7 @@ class TrainConfig:
     """Rows about the concept in one step."""
     num_anchors: int = 4
     """Rows in one step on which nothing may change; 0 trains without anchoring."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW (no weight decay)."""
     schedule: Schedule = "cosine"
     """How the rate falls after the warm-up: to zero once, several times, or not at all."""
@@ -62,14 +62,14 @@ class TrainConfig:
     less. No effect where η is a number."""
     anchor_power: float = 1.0
     """α of Eq. 6; 0 draws anchors uniformly."""
-    sampling_steps: int = 12
+    sampling_steps: int = 6
     """Length of the grid on which latents are denoised."""
     sampling_guidance: float = 4.0
     """Classifier-free guidance of that denoising; no effect on models that are guided otherwise (FLUX.1, LCM)."""
     reuse_trajectories: bool = True
     """True: all latents of `num_trajectories` runs are kept, each with its label, and drawn from in every step.
     False: every step denoises afresh to a random time, as the paper does."""
-    num_trajectories: int = 3
+    num_trajectories: int = 6
     """Runs per kind (concept, surrogate) that are kept; three times as many for anchors. No effect without reuse."""
     skip_unconditional: bool = True
     """False computes the unconditional half of a call also where guidance is 1, as the reference code does."""
@@ -188,7 +188,15 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {"num_steps": 0, "negative_guidance": 1.0, "style_negative_guidance": 0.7},
+    "instant": {
+        "num_steps": 0,
+        "negative_guidance": 1.0,
+        "style_negative_guidance": 0.7,
+        # Without steps the rest has no effect; it stays as it was when the results of this preset were drawn.
+        "learning_rate": 1e-3,
+        "sampling_steps": 12,
+        "num_trajectories": 3,
+    },
     "fast": {},
     "paper": {
         "rank": 1,
@@ -206,6 +214,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sampling_steps": 30,
         "sampling_guidance": 3.0,
         "reuse_trajectories": False,
+        "num_trajectories": 3,
         "cache_frozen": False,
         "anchors": "gaussian",
         "twin_share": 0.0,
