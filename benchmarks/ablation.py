@@ -3,9 +3,9 @@
     python benchmarks/ablation.py
 
 Trains on "cat" in the bundled model once per variant and writes `benchmarks/results/ablation.json`: share of target
-pictures judged as the concept, and as one of its near twins; share of them whose style is right; share of other
-objects and styles judged right (a third of them near neighbours); seconds of training. All variants draw the same
-prompts from the same noise.
+pictures judged as the concept, and as one of its near twins; share of them whose style is right, and the judge's doubt
+about it; share of other objects and styles judged right (a third of them near neighbours); seconds of training. All
+variants draw the same prompts from the same noise.
 """
 
 import argparse
@@ -25,6 +25,8 @@ VARIANTS = {
     "no fine-tuning (closed form alone)": {"num_steps": 0},
     "no closed form": {"closed_form": False},
     "surrogate not in the wording": {"surrogate_in_wording": False},
+    "one η for all objects (1.5)": {"negative_guidance": 1.5},
+    "three captions on runs of 12 steps": {"num_trajectories": 3, "sampling_steps": 12},
     "no reuse of trajectories": {"reuse_trajectories": False},
     "frozen predictions in every step, with an unneeded half": {"cache_frozen": False, "skip_unconditional": False},
     "Gaussian anchors": {"anchors": "gaussian"},
@@ -80,20 +82,26 @@ def draw(pipe, spec, rows, seed):
 
 
 def right(judge, images, rows):
-    """Share of pictures with the right object, with the right style, and the names of the objects seen."""
-    verdict = judge(images)
-    seen = [judge.objects[i] for i in verdict.object.tolist()]
-    styles = [judge.styles[i] for i in verdict.style.tolist()]
+    """Share of pictures with the right object, with the right style, the objects seen, and doubt about the style.
+
+    The doubt is the judge's mean -log p of the style that was asked for: it moves before a style is lost.
+    """
+    objects, styles = judge.logits(images)
+    seen = [judge.objects[i] for i in objects.argmax(1).tolist()]
+    asked = torch.tensor([judge.styles.index(row[1]) for row in rows])
     objects_right = sum(a == row[0] for a, row in zip(seen, rows, strict=True)) / len(rows)
-    styles_right = sum(a == row[1] for a, row in zip(styles, rows, strict=True)) / len(rows)
-    return objects_right, styles_right, seen
+    styles_right = float((styles.argmax(1) == asked).float().mean())
+    doubt = -float(styles.log_softmax(1)[torch.arange(len(rows)), asked].mean())
+    return objects_right, styles_right, seen, doubt
 
 
 def measure(pipe, spec, judge, concept, num_target, num_kept):
     """Judge the pipeline as it is now."""
     is_style = concept in spec.styles
-    objects, styles, seen = right(judge, draw(pipe, spec, rows := target_rows(spec, concept, num_target), 1), rows)
-    kept_objects, kept_styles, _ = right(judge, draw(pipe, spec, rows := kept_rows(spec, concept, num_kept), 2), rows)
+    rows = target_rows(spec, concept, num_target)
+    objects, styles, seen, doubt = right(judge, draw(pipe, spec, rows, 1), rows)
+    rows = kept_rows(spec, concept, num_kept)
+    kept_objects, kept_styles, *_ = right(judge, draw(pipe, spec, rows, 2), rows)
     near = () if is_style else spec.object(concept).twins
     return {
         "target": styles if is_style else objects,
@@ -101,14 +109,18 @@ def measure(pipe, spec, judge, concept, num_target, num_kept):
         "other_axis": objects if is_style else styles,
         "kept_objects": kept_objects,
         "kept_styles": kept_styles,
+        "style_doubt": None if is_style else round(doubt, 4),
     }
 
 
 def table(result):
     """Return the figures as a Markdown table."""
-    lines = ["| variant | target | its twins | other axis | kept objects | kept styles | seconds |", "|" + " --- |" * 7]
+    lines = [
+        "| variant | target | its twins | other axis | kept objects | kept styles | style doubt | seconds |",
+        "|" + " --- |" * 8,
+    ]
     for name, row in {"base model": result["base"], **result["variants"]}.items():
-        keys = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
+        keys = ("target", "twins", "other_axis", "kept_objects", "kept_styles", "style_doubt")
         shown = ["–" if row[key] is None else f"{row[key]:.2f}" for key in keys]
         lines.append(f"| {name} | {' | '.join(shown)} | {row.get('seconds', '–')} |")
     return "\n".join(lines)

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/making.py --concept church --concept guitar --concept neon
 
 For each recipe and concept: train, hold the membrane open on every prompt, and judge as `ablation.py` does (target,
-near twins, the other axis, kept objects and styles; same prompts and noise for all). Seconds are wall time beside
-processor time of all threads, which other programs on the machine do not stretch as much. Writes
+near twins, the other axis, kept objects and styles, doubt about the style; same prompts and noise for all). Seconds are
+wall time beside processor time of all threads, which other programs on the machine do not stretch as much. Writes
 `benchmarks/results/making.json` after every cell; cells already there are not made again (`--fresh` forgets them).
 Only objects and styles used for tuning belong here; figures that are to be reported come from others.
 """
@@ -44,13 +44,13 @@ RECIPES = {
         "sampling_steps": 20,
     },
 }
-FIGURES = ("target", "twins", "other_axis", "kept_objects", "kept_styles")
+FIGURES = ("target", "twins", "other_axis", "kept_objects", "kept_styles", "style_doubt")
 
 
 def table(result):
     """Return the figures as a Markdown table, one row per recipe and concept."""
-    lines = ["| concept | recipe | target | twins | other axis | kept objects | kept styles | wall s | processor s |"]
-    lines.append("|" + " --- |" * 9)
+    lines = ["| concept | recipe | target | twins | other axis | kept objects | kept styles | doubt | wall s | cpu s |"]
+    lines.append("|" + " --- |" * 10)
     for concept, cells in result["cells"].items():
         for recipe, cell in cells.items():
             shown = ["–" if cell[key] is None else f"{cell[key]:.2f}" for key in FIGURES]

@@ -40,8 +40,8 @@ BEFORE = [
     f"spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
     "spm-open:instant,negative_guidance=0.7",
 ]
-"""The preset "fast" before, and before that; the preset "instant" before. Each names all that it changes, so that it goes
-on meaning the same when a preset moves again."""
+"""The preset "fast" before, and before that; the preset "instant" before. Each names all that it changes, so that it
+goes on meaning the same when a preset moves again."""
 
 
 def tuned(names):
