@@ -120,6 +120,31 @@ def test_with_the_code_generator(made, family):
     agrees(pipe, membranes, "blocks", "inductor", {"atol": 1e-3, "rtol": 1e-2})
 
 
+ON_CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_replayed_graphs_read_other_strengths_and_other_membranes(made, device):
+    """On CUDA the mode records graphs and replays them; what acts must be read at each replay, not at the recording."""
+    pipe, membranes = made("unet", 3)
+    pipe.to(device)
+
+    def pictures():
+        chosen = [(membranes[:1], 1.0), (membranes[:1], 0.4), (membranes[1:], 1.0), (membranes, 0.7)]
+        for some, strength in chosen:
+            with spm.attach(pipe, some, "open", strength=strength):
+                yield draw(pipe).cpu()
+        yield draw(pipe).cpu()
+
+    eager = list(pictures())
+    assert not any(torch.equal(a, b) for i, a in enumerate(eager) for b in eager[:i])
+    pipe.unet.compile_repeated_blocks(mode="reduce-overhead", fullgraph=True)
+    for _ in range(3):  # warmed up, recorded, replayed
+        for found, wanted in zip(pictures(), eager, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
+
+
 def test_the_twin_may_be_compiled_first(made):
     pipe, membranes = made("unet")
     bare = draw(pipe)
