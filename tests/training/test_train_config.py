@@ -9,7 +9,7 @@ from semipermeable.training import TrainConfig, presets
 def test_presets_are_usable():
     assert presets() == ("instant", "fast", "paper")
     instant = TrainConfig.from_preset("instant")
-    assert instant == TrainConfig(num_steps=0, negative_guidance=1.0, style_negative_guidance=0.7)
+    assert (instant.num_steps, instant.eta("object"), instant.eta("style")) == (0, 1.0, 0.7)
     assert TrainConfig.from_preset("fast") == TrainConfig()
     assert TrainConfig().eta("object") is TrainConfig().eta("style") is None
     for preset in presets():
