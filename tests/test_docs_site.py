@@ -148,7 +148,7 @@ def test_notebooks_run(file, tmp_path, monkeypatch):
     book = nbformat.read(file, nbformat.NO_CONVERT)
     stored = texts_of(book)
     client.NotebookClient(
-        book, timeout=400, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        book, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
     found = texts_of(book)
     assert len(found) == len(stored) > 0
