@@ -5,7 +5,9 @@ which something acts go to a twin instead: a copy of the tree of modules that sh
 sites run a forward that adds Σ_c g_{r,c} u_c (v_c · x_r), and which is compiled with the denoiser's own options,
 whole or block by block as that was. u, v and g are inputs of the compiled code: other strengths and other membranes run
 the same code. They are padded with zero pairs to a number that only grows, so that code is compiled anew only when more
-pairs act than ever before. Calls in which nothing acts run the denoiser's own compiled code: they have its bits.
+pairs act than ever before. They are written in place: the compiler takes what hangs on a module for an input whose
+address stays, and a recorded CUDA graph reads that address. Calls in which nothing acts run the denoiser's own compiled
+code: they have its bits.
 
 Compiled code of other shape rounds differently: a row on which nothing acts, beside one on which something does, agrees
 with the compiled base model to rounding.
@@ -61,6 +63,13 @@ class _Board:
 
     def __init__(self) -> None:
         self.gamma = torch.zeros(1, 1)
+        self._held: dict[tuple[torch.Size, torch.device], Tensor] = {}
+
+    def show(self, gamma: Tensor) -> None:
+        """Let all sites read these strengths, at the address that earlier ones of their shape had."""
+        self.gamma = self._held[gamma.shape, gamma.device] = _written(
+            self._held.get((gamma.shape, gamma.device)), gamma
+        )
 
 
 class _Seat:
@@ -163,8 +172,9 @@ class Twin:
                 weight = seat.layer.weight
                 place = weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else u.device
                 dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else u.dtype
-                seat.u, seat.v, device = u.to(place, dtype), v.to(place, dtype), place
-            self._board.gamma = gamma.to(device)
+                seat.u, seat.v = _written(seat.u, u.to(place, dtype)), _written(seat.v, v.to(place, dtype))
+                device = place
+            self._board.show(gamma.to(device))
         self._plan = plan
 
     def _padded(self, seat: _Seat, plan: Plan, name: str, begins: list[int]) -> tuple[Tensor, Tensor]:
@@ -175,6 +185,13 @@ class Twin:
             part = slice(begin, begin + pair.u.shape[1])
             u[:, part], v[part] = pair.u.float(), pair.v.float()
         return u, v
+
+
+def _written(held: Tensor | None, new: Tensor) -> Tensor:
+    """Return the held tensor with the new values, or the new one where it does not fit."""
+    if held is None or (held.shape, held.dtype, held.device) != (new.shape, new.dtype, new.device):
+        return new
+    return held.copy_(new)
 
 
 def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
