@@ -294,6 +294,34 @@ def test_effective_weights_follow_a_change_of_the_base_weights(tiny_unet, call, 
     assert torch.equal(after, drawn(tiny_unet, membranes, torch.ones(ROWS, 1), call, fold=True)[0])
 
 
+@pytest.mark.parametrize("way", ["written", "replaced", "moved"])
+@pytest.mark.parametrize(
+    "site", ["mid_block.attentions.0.proj_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
+)
+def test_a_base_weight_that_changes_between_steps_is_seen_by_the_next_step(tiny_unet, call, site, way):
+    """A sampler asks with the very same table: its site adds beside the new weight, the next step folds."""
+    membranes, ones = [random_membrane(tiny_unet, "cat", seed=1)], torch.ones(ROWS, 1)
+    binding = Binding(tiny_unet, membranes, fold=True)
+
+    def step():
+        with binding.activate(ones):
+            return call()
+
+    before = step()
+    layer = find_sites(tiny_unet)[site].layer
+    if way == "written":
+        layer.weight.mul_(1.5)
+    elif way == "replaced":
+        layer.weight = nn.Parameter(layer.weight * 1.5)
+    else:
+        layer.weight.data = layer.weight * 1.5
+    expected = drawn(tiny_unet, membranes, ones, call, fold=True)[0]
+    assert not torch.allclose(before, expected, **CLOSE)
+    torch.testing.assert_close(step(), expected, **CLOSE)
+    assert torch.equal(step(), expected)
+    assert binding.counter.counts.folded == 3
+
+
 def test_a_cancelled_call_leaves_nothing_behind(tiny_unet, call):
     bare = call()
     binding = Binding(tiny_unet, several(tiny_unet, 2), fold=True)

@@ -248,7 +248,7 @@ class Binding:
         key = _Key(tuple(map(id, acting)), tuple(strengths.shape), table, asked)
         with self._lock:
             plan = self._plans.pop(key, None)
-        if plan is None or (plan.weights is not None and not plan.weights.current(thorough=True)):
+        if plan is None or (plan.weights is not None and not plan.weights.current()):
             for membrane in acting:
                 self._check(membrane)
             pairs: dict[str, list[Pair]] = {}
@@ -283,8 +283,8 @@ class _Last(NamedTuple):
         return same and self.version == strengths._version
 
     def is_current(self) -> bool:
-        """Whether the weights are still those that the plan was made from."""
-        return self.plan is None or self.plan.weights is None or self.plan.weights.current(thorough=False)
+        """Whether no site has been found to have other weights than the plan was made from."""
+        return self.plan is None or self.plan.weights is None or not self.plan.weights.stale
 
 
 def _groups(denoiser: nn.Module, known: Mapping[str, Site]) -> dict[str, Group]:

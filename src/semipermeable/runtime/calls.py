@@ -76,6 +76,7 @@ class Call:
         self._plan = plan
         self._sites = plan.sites
         self._weights = plan.weights
+        self._everywhere = plan.weights if plan.on_all_rows else None
         self._texts = texts
         self._text: Tensor | None = None
         self._kept: dict[str, _Kept] | None = None
@@ -90,6 +91,10 @@ class Call:
         self.fired.add(name)
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if name not in self._plan.texts or not _may_keep(x):
+            if self._everywhere is not None:
+                weight = self._everywhere.on(name, x.device)
+                if weight is not None:
+                    return run_with_weight(site.layer, x, weight)
             return self._run(site, x, forward, args, kwargs)
         # All sites of a call that read the prompt read the same tensor: it is looked up once.
         if x is not self._text or self._kept is None:
@@ -101,8 +106,10 @@ class Call:
         return out
 
     def _run(self, site: Site, x: Tensor, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if self._weights is not None:
-            return self._run_folded(site, x, self._weights.on(site.name, x.device), forward)
+        weight = None if self._weights is None else self._weights.on(site.name, x.device)
+        if weight is not None:
+            return self._run_folded(site, x, weight, forward)
+        # Nothing is folded, or this site's base weight has just changed: what acts is added beside whatever is there.
         out: Tensor = forward(*args, **kwargs)
         ready = self._plan.ready(site.name, out.shape[0], out.device, out.dtype)
         where, stack = ready.where, ready.stack

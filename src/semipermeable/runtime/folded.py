@@ -34,40 +34,57 @@ class EffectiveWeights:
 
     def __init__(self, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> None:
         self.weights = dict(weights)
+        self.stale = False
+        """Whether a site has been found to have another base weight than the effective one was made from."""
         self._sites = tuple(sites)
-        self._layers = [site.layer for site in sites]
-        self._marks = [_mark(site.weight) for site in sites]
+        self._made_from = {site.name: _made_from(site) for site in sites}
         self._sample = _sample(sites)
 
-    def on(self, name: str, device: torch.device) -> Tensor:
-        """Return a site's effective weight on a device: offloading moves the base weights after the call began."""
+    def on(self, name: str, device: torch.device) -> Tensor | None:
+        """Return a site's effective weight on a device: offloading moves the base weights after the call began.
+
+        None if the base weight is no longer the one that the effective one was made from; `stale` says so from then on.
+        Asked at the site itself, once a step and site: looking at all sites before a call costs more.
+        """
+        if not self._made_from[name].is_current():
+            self.stale = True
+            return None
         weight = self.weights[name]
         if weight.device != device:
             weight = self.weights[name] = weight.to(device)
         return weight
 
-    def current(self, *, thorough: bool) -> bool:
-        """Whether the base weights are still those that the effective ones were made from.
+    def current(self) -> bool:
+        """Whether all base weights, by sampled values too, are still those that the effective ones were made from.
 
-        Args:
-            thorough: compare sampled values too: some adapters write into `.data`, which leaves no other mark.
+        Some adapters write into `.data`, which leaves no other mark.
         """
-        # Asked at every step: nothing here goes through a module's slow look-up of parameters.
-        for layer, (weight, version, address) in zip(self._layers, self._marks, strict=True):
-            now = layer.__dict__["_parameters"].get("weight")
-            if now is not weight or now._version != version or now.data_ptr() != address or not is_plain(layer):
-                return False
-        return not thorough or torch.equal(_sample(self._sites), self._sample)
+        if self.stale or not all(made_from.is_current() for made_from in self._made_from.values()):
+            return False
+        return torch.equal(_sample(self._sites), self._sample)
 
 
-class _Mark(NamedTuple):
+class _MadeFrom(NamedTuple):
+    """A layer and its base weight."""
+
+    layer: nn.Module
+    parameters: Mapping[str, Tensor | None]
     weight: Tensor
     version: int
     address: int
 
+    def is_current(self) -> bool:
+        """Whether the layer still runs its class's forward with this very weight, unwritten."""
+        weight = self.weight
+        # Not `layer.weight`, a module's slow look-up of parameters.
+        if self.parameters.get("weight") is not weight or weight._version != self.version:
+            return False
+        return weight.data_ptr() == self.address and is_plain(self.layer)
 
-def _mark(weight: Tensor) -> _Mark:
-    return _Mark(weight, weight._version, weight.data_ptr())
+
+def _made_from(site: Site) -> _MadeFrom:
+    weight = site.weight
+    return _MadeFrom(site.layer, site.layer.__dict__["_parameters"], weight, weight._version, weight.data_ptr())
 
 
 def _sample(sites: Sequence[Site]) -> Tensor:

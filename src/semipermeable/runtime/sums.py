@@ -81,7 +81,7 @@ def _accumulate_channels_(out: Tensor, hidden: Tensor, u: Tensor, gamma: Tensor 
 
 def run_with_weight(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """Return what a Linear or a zero-padded Conv2d gives with another weight."""
-    bias: Tensor | None = layer.bias  # pyright: ignore[reportAssignmentType]
+    bias: Tensor | None = layer.__dict__["_parameters"]["bias"]  # `layer.bias` is a module's slow look-up
     if isinstance(layer, nn.Conv2d):
         geometry = (layer.stride, layer.padding, layer.dilation)
         return F.conv2d(x, weight, bias, *geometry)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -41,12 +41,12 @@ _lock = threading.Lock()
 class _Tap:
     """Stands in for one module's forward; `users` calls need it."""
 
-    __slots__ = ("forward", "module", "own", "users")
+    __slots__ = ("attributes", "module", "own", "users")
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.own = module.__dict__.get("forward")
-        self.forward: Forward = module.forward
+        self.attributes = module.__dict__
+        self.own: Forward | None = self.attributes.get("forward")
         self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,6 +55,11 @@ class _Tap:
         if visitor is None or not self.users:
             return self.forward(*args, **kwargs)
         return visitor.visit(self.module, self.forward, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what the module would run without this tap."""
+        own = self.own
+        return type(self.module).forward(self.module, *args, **kwargs) if own is None else own(*args, **kwargs)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -79,8 +84,13 @@ class Taps:
         taps: list[_Tap] = []
         with _lock:
             for tap in self._taps:
-                taps.append(tap := _set(tap))
+                # Done at every step, for every site, when what it touches has left the processor's caches.
+                if tap.own is None and "forward" not in tap.attributes:
+                    tap.attributes["forward"] = tap
+                else:
+                    tap = _set(tap)  # Another call's tap, or one around what was put there meanwhile.
                 tap.users += 1
+                taps.append(tap)
         token = _current.set(visitor)
         try:
             yield
@@ -95,24 +105,20 @@ class Taps:
 
 def _set(tap: _Tap) -> _Tap:
     """Return the tap that stands in for a module's forward from now on: this one, or another call's."""
-    module = tap.module
-    held = module.__dict__.get("forward")
+    held = tap.attributes.get("forward")
     if type(held) is _Tap:
         return held
-    if held is not None or tap.own is not None:
-        # Whoever replaced the forward may have kept a tap of ours inside: that one must not be set around itself.
-        tap = _Tap(module)
-    else:
-        tap.forward = module.forward
-    module.__dict__["forward"] = tap
+    # Whoever replaced the forward may have kept a tap of ours inside: that one must not be set around itself.
+    tap = _Tap(tap.module)
+    tap.attributes["forward"] = tap
     return tap
 
 
 def _take_away(tap: _Tap) -> None:
     # Who replaced the forward meanwhile keeps theirs; the tap inside it then only passes calls on.
-    if tap.module.__dict__.get("forward") is not tap:
+    if tap.attributes.get("forward") is not tap:
         return
     if tap.own is None:
-        del tap.module.__dict__["forward"]
+        del tap.attributes["forward"]
     else:
-        tap.module.__dict__["forward"] = tap.own
+        tap.attributes["forward"] = tap.own
