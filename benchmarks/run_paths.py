@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from floor import call_cost, machine_rates
 from gate_roc import unrelated_prompts
-from scaling_page import AT_FULL_SIZE, CLOCK, verdict
+from scaling_page import AT_FULL_SIZE, CLOCK, IDLE, IDLE_ALONE, verdict
 from timing import MODELS, drawer, load_model, machine, paired, random_membrane, sibling, summary, timed
 
 import semipermeable as spm
@@ -41,8 +41,6 @@ from semipermeable.permeability import Decision, Trace, Transport
 
 RESULTS = Path(__file__).parent / "results"
 CONTROL = "the same pipeline, nothing attached"
-IDLE = "bank of 1,000, none active"
-IDLE_ALONE = "what an idle call pays, by itself"
 ALL_ROWS = "one active on all rows"
 CONDITIONAL = "one active on conditional rows"
 OWN = "16 rows, 16 concepts each"

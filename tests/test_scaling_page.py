@@ -45,6 +45,17 @@ def test_a_bar_is_met_by_the_median_and_the_scatter_is_told(page):
     assert page.verdict(case | {"bar": None}) == "–"
 
 
+@pytest.mark.parametrize(("call_us", "told"), [(11.0, "met, timed by itself"), (9000.0, "missed, timed by itself")])
+def test_what_an_idle_picture_pays_decides_where_the_scatter_hides_it(page, monkeypatch, tmp_path, call_us, told):
+    alone = {page.IDLE_ALONE: {"call_us": call_us, "picture_us": 50.0}}
+    (tmp_path / "emoji.json").write_text(json.dumps({"cases": alone}), encoding="utf-8")
+    monkeypatch.setitem(page.PATHS, "bundled", tmp_path / "emoji.json")
+    case = {"bar": 1.01, "cpu": 0.97, "cpu_interval": [0.95, 1.07], "cpu_bare_s": 1.0, "steps": 2}
+    assert page.decided(page.IDLE, case) == told
+    assert page.decided("one active on all rows", case) == "met, within the scatter"
+    assert page.decided(page.IDLE, case | {"cpu_interval": [0.96, 0.99]}) == "met"
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "shown"), [(0, "0 B"), (999, "999 B"), (18_150, "18.1 kB"), (1_695_744, "1.7 MB"), (1.7e11, "170 GB")]
 )
