@@ -41,6 +41,7 @@ def erased_from(pipe, name):
         learning_rate=2e-2,
         target_captions=False,
         negative_guidance=0.0,
+        num_trajectories=3,
         sampling_steps=overfit.STEPS,
         sampling_guidance=FAMILIES[name].guidance,
     )
