@@ -76,7 +76,6 @@ class Call:
         self._plan = plan
         self._sites = plan.sites
         self._weights = plan.weights
-        self._everywhere = plan.weights if plan.on_all_rows else None
         self._texts = texts
         self._text: Tensor | None = None
         self._kept: dict[str, _Kept] | None = None
@@ -91,10 +90,6 @@ class Call:
         self.fired.add(name)
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if name not in self._plan.texts or not _may_keep(x):
-            if self._everywhere is not None:
-                weight = self._everywhere.on(name, x.device)
-                if weight is not None:
-                    return run_with_weight(site.layer, x, weight)
             return self._run(site, x, forward, args, kwargs)
         # All sites of a call that read the prompt read the same tensor: it is looked up once.
         if x is not self._text or self._kept is None:

@@ -87,8 +87,6 @@ class Plan:
         self.weights = weights
         self.pairs = pairs
         self.strengths = strengths
-        self.on_all_rows = bool((strengths != 0).any(1).all())
-        """Whether something acts on every row of the call."""
         self._rows: dict[int, RowChoice] = {}
         self._stacks: dict[tuple[str, int, torch.device, torch.dtype], Stack] = {}
         self._joined: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
