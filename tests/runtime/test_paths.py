@@ -10,6 +10,9 @@ from semipermeable.errors import SiteNotFiredError
 from semipermeable.membrane import Membrane
 from semipermeable.runtime import Binding, PathCounts
 from semipermeable.runtime import plans as plans_module
+from semipermeable.runtime.calls import Call
+from semipermeable.runtime.folded import EffectiveWeights
+from semipermeable.runtime.taps import Quick
 from semipermeable.sites import find_sites
 
 from helpers import make_tiny_unet, random_membrane
@@ -276,13 +279,32 @@ def test_keys_of_the_text_are_computed_once_for_all_steps(tiny_unet, call):
     assert sum(runs) == 1
 
 
+def test_a_folded_call_asks_only_where_the_output_is_kept_for_the_next_step(tiny_unet, call, monkeypatch):
+    visited = []
+    visit = Call.visit
+    monkeypatch.setattr(Call, "visit", lambda self, *args: visited.append(args[0]) or visit(self, *args))
+    out, counts = drawn(tiny_unet, several(tiny_unet, 1), torch.ones(ROWS, 1), call, fold=True)
+    assert counts.folded == 1
+    assert {name.rpartition(".")[2] for name, m in tiny_unet.named_modules() if m in visited} == {"to_k", "to_v"}
+    monkeypatch.setattr(EffectiveWeights, "quick", lambda self, site, num_rows: Quick(lambda *_: None, ()))
+    slowly, _ = drawn(tiny_unet, several(tiny_unet, 1), torch.ones(ROWS, 1), call, fold=True)
+    assert torch.equal(out, slowly)
+
+
+@pytest.mark.parametrize("site", ["mid_block.attentions.0.proj_in", "mid_block.resnets.0.conv1"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last, "with gaps"])
 @pytest.mark.parametrize("way", ["copy_", "data"])
-def test_effective_weights_follow_a_change_of_the_base_weights(tiny_unet, call, way):
-    membranes = several(tiny_unet, 1)
+def test_effective_weights_follow_a_change_of_the_base_weights(tiny_unet, way, memory, site):
+    call = Caller(tiny_unet, memory_format=torch.contiguous_format if memory == "with gaps" else memory)
+    membranes = [random_membrane(tiny_unet, "cat", seed=1, inside=())]
+    if memory == "with gaps":
+        layer = find_sites(tiny_unet, inside=())[site].layer
+        layer.weight = nn.Parameter(torch.cat([layer.weight, layer.weight], 1)[:, : layer.weight.shape[1]])
+        assert not layer.weight.is_contiguous()
     binding = Binding(tiny_unet, membranes, fold=True)
     with binding.activate(torch.ones(ROWS, 1)):
         before = call()
-    weight = find_sites(tiny_unet)["mid_block.attentions.0.proj_in"].weight
+    weight = find_sites(tiny_unet, inside=())[site].weight
     with torch.no_grad():
         if way == "copy_":
             weight.copy_(weight * 1.5)

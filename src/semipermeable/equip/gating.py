@@ -96,19 +96,20 @@ class RowGate:
     def _strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
         texts = [text_of(entry, is_conditional) for entry, is_conditional in zip(found, conditional, strict=True)]
         self._decide([text for text in texts if isinstance(text, str)])
-        gamma = torch.zeros(len(texts), len(self._membranes))
+        rows: list[list[float]] = []
         traced: set[str] = set()
-        for row, text in enumerate(texts):
+        for text in texts:
             if text is RowState.CLOSED:
+                rows.append([0.0] * len(self._membranes))
                 continue
             decisions = self._decided[text] if isinstance(text, str) else self._unknown()
-            gamma[row] = torch.tensor([decision.gamma for decision in decisions])
+            rows.append([decision.gamma for decision in decisions])
             shown = text if isinstance(text, str) else UNKNOWN_TEXT
             if shown not in traced:
                 traced.add(shown)
                 for membrane, decision in zip(self._membranes, decisions, strict=True):
                     self._trace.add(shown, membrane.name, decision)
-        return gamma**self._power * self._strength
+        return torch.tensor(rows, dtype=torch.float32) ** self._power * self._strength
 
     def _unknown(self) -> tuple[Decision, ...]:
         return (unknown_decision(self._on_unknown),) * len(self._membranes)

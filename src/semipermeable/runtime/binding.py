@@ -11,6 +11,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
+from operator import contains
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -186,6 +188,8 @@ class Binding:
             self._last = None
             self._twin = None
             return
+        if len(self._plans) <= 1:
+            return
         held = {key: plan.num_bytes for key, plan in self._plans.items()}
         total = sum(held.values())
         while len(self._plans) > 1 and (total > self._device_bytes or len(self._plans) > _MOST_PLANS):
@@ -198,8 +202,9 @@ class Binding:
 
     def _is_compiled(self) -> bool:
         """Whether calling the denoiser, or a part of it, runs compiled code: `twin.is_compiled` of any module."""
-        if self._wrapped:
-            return True
+        # Hardly any module has the attribute: whether one does is asked of all in one go, at every step.
+        if self._wrapped or not any(map(contains, self._attributes, repeat("_compiled_call_impl"))):
+            return self._wrapped
         return any(own.get("_compiled_call_impl") is not None for own in self._attributes)
 
     def _may_fold(self) -> bool:
@@ -215,8 +220,8 @@ class Binding:
             return twin
 
     def _verify(self, plan: Plan, fired: set[str]) -> None:
-        missing = sorted(plan.names - fired)
-        if missing:
+        if not plan.names <= fired:
+            missing = sorted(plan.names - fired)
             raise SiteNotFiredError(
                 f"{len(missing)} of {len(plan.names)} sites never ran, first {missing[0]!r}: the layer was replaced, "
                 "fused or compiled after the membranes were attached. Detach, undo that, and attach again."
@@ -233,7 +238,7 @@ class Binding:
         # A sampler asks with the very same table at every step.
         if last is not None and last.matches(membranes, strengths, asked) and last.is_current():
             return last.plan
-        acting = (strengths != 0).any(0).nonzero()[:, 0].tolist()
+        acting = strengths.any(0).nonzero()[:, 0].tolist()
         plan = None
         if acting:
             with self._planning:

@@ -101,7 +101,7 @@ class Call:
         return out
 
     def _run(self, site: Site, x: Tensor, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        weight = None if self._weights is None else self._weights.on(site.name, x.device)
+        weight = None if self._weights is None else self._weights.get(site.name)
         if weight is not None:
             return self._run_folded(site, x, weight, forward)
         # Nothing is folded, or this site's base weight has just changed: what acts is added beside whatever is there.

@@ -5,14 +5,15 @@ are still what they were, and only where rounding to their dtype keeps at least 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from semipermeable.errors import SiteError
 from semipermeable.runtime.stacks import Pair
-from semipermeable.runtime.taps import is_plain
+from semipermeable.runtime.sums import run_with_weight
+from semipermeable.runtime.taps import Quick, Visitor, is_plain
 from semipermeable.sites import Site
 
 __all__ = ["KEPT", "EffectiveWeights", "can_fold", "fold_bytes", "fold_weights", "moves_weights", "require_plain"]
@@ -36,32 +37,51 @@ class EffectiveWeights:
         self.weights = dict(weights)
         self.stale = False
         """Whether a site has been found to have another base weight than the effective one was made from."""
-        self._sites = tuple(sites)
         self._made_from = {site.name: _made_from(site) for site in sites}
-        self._sample = _sample(sites)
+        # Views, made once: they are read for every picture.
+        self._few = [_few(site.weight) for site in sites]
+        self._sample = torch.cat(self._few)
 
-    def on(self, name: str, device: torch.device) -> Tensor | None:
-        """Return a site's effective weight on a device: offloading moves the base weights after the call began.
+    def get(self, name: str) -> Tensor | None:
+        """Return a site's effective weight, or None if its base weight is no longer the one that it was made from.
 
-        None if the base weight is no longer the one that the effective one was made from; `stale` says so from then on.
-        Asked at the site itself, once a step and site: looking at all sites before a call costs more.
+        `stale` says so from then on. Asked at the site itself, once a step and site: looking at all sites before a call
+        costs more.
         """
-        if not self._made_from[name].is_current():
+        if not _are_current((self._made_from[name],)):
             self.stale = True
             return None
-        weight = self.weights[name]
-        if weight.device != device:
-            weight = self.weights[name] = weight.to(device)
-        return weight
+        return self.weights[name]
+
+    def quick(self, site: Site, num_rows: int) -> Quick:
+        """Return what runs a site in a call in which all rows act, as long as `get` would return its weight.
+
+        Args:
+            site: one of the sites; only while it runs its class's forward.
+            num_rows: rows that the call has; a site that sees another number is not run.
+        """
+        layer, parameters, base, version, address = self._made_from[site.name]
+        about = (parameters, base, version, address, num_rows, site.name, layer, self.weights[site.name])
+        return Quick(_run_quick, about)
 
     def current(self) -> bool:
         """Whether all base weights, by sampled values too, are still those that the effective ones were made from.
 
         Some adapters write into `.data`, which leaves no other mark.
         """
-        if self.stale or not all(made_from.is_current() for made_from in self._made_from.values()):
+        if self.stale or not _are_current(self._made_from.values()):
             return False
-        return torch.equal(_sample(self._sites), self._sample)
+        return torch.equal(torch.cat(self._few), self._sample)
+
+
+def _run_quick(about: tuple[Any, ...], visitor: Visitor, x: Tensor) -> Tensor | None:
+    parameters, base, version, address, num_rows, name, layer, weight = about
+    if parameters.get("weight") is not base or base._version != version or base.data_ptr() != address:
+        return None
+    if x.shape[0] != num_rows:
+        return None
+    visitor.fired.add(name)
+    return run_with_weight(layer, x, weight)
 
 
 class _MadeFrom(NamedTuple):
@@ -73,13 +93,16 @@ class _MadeFrom(NamedTuple):
     version: int
     address: int
 
-    def is_current(self) -> bool:
-        """Whether the layer still runs its class's forward with this very weight, unwritten."""
-        weight = self.weight
+
+def _are_current(several: Iterable[_MadeFrom]) -> bool:
+    """Whether layers still run their class's forward with these very weights, unwritten; all of them in one loop."""
+    for layer, parameters, weight, version, address in several:
         # Not `layer.weight`, a module's slow look-up of parameters.
-        if self.parameters.get("weight") is not weight or weight._version != self.version:
+        if parameters.get("weight") is not weight or weight._version != version or weight.data_ptr() != address:
             return False
-        return weight.data_ptr() == self.address and is_plain(self.layer)
+        if "forward" in layer.__dict__ and not is_plain(layer):
+            return False
+    return True
 
 
 def _made_from(site: Site) -> _MadeFrom:
@@ -87,17 +110,14 @@ def _made_from(site: Site) -> _MadeFrom:
     return _MadeFrom(site.layer, site.layer.__dict__["_parameters"], weight, weight._version, weight.data_ptr())
 
 
-@torch.no_grad()
-def _sample(sites: Sequence[Site]) -> Tensor:
-    """Some values of every weight; read for every picture, so by one operation a site and one for all."""
-    return torch.cat([_few(site.layer.__dict__["_parameters"]["weight"]) for site in sites]).float()
-
-
 def _few(weight: Tensor) -> Tensor:
-    step = max(1, weight.numel() // _SAMPLES)
-    if weight.is_contiguous():
-        return weight.as_strided((-(-weight.numel() // step),), (step,))
-    return weight.flatten()[::step]
+    """A view of some values in the middle of a weight, side by side: read for every picture. Shape (some, )."""
+    weight = weight.detach()
+    order = sorted(range(weight.dim()), key=lambda dim: -weight.stride(dim))
+    flat = weight.permute(order)
+    while flat.dim() > 1:
+        flat = flat.view(-1) if flat.is_contiguous() else flat[len(flat) // 2]
+    return flat.narrow(0, (len(flat) - min(_SAMPLES, len(flat))) // 2, min(_SAMPLES, len(flat)))
 
 
 def can_fold(site: Site) -> bool:

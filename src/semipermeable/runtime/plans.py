@@ -16,7 +16,7 @@ from semipermeable.membrane import Membrane
 from semipermeable.runtime.folded import EffectiveWeights, can_fold, fold_bytes, fold_weights
 from semipermeable.runtime.paths import Path
 from semipermeable.runtime.stacks import Group, Pair, Stack, join, stack_pairs
-from semipermeable.runtime.taps import Taps
+from semipermeable.runtime.taps import Quick, Taps
 from semipermeable.sites import Site
 
 __all__ = ["Plan", "Ready", "RowChoice", "make_plan"]
@@ -82,7 +82,6 @@ class Plan:
         self.path = path
         self.membranes = tuple(membranes)
         self.sites = {site.module: site for site in sites}
-        self.taps = Taps(self.sites)
         self.names = frozenset(site.name for site in sites)
         self.weights = weights
         self.pairs = pairs
@@ -106,6 +105,7 @@ class Plan:
             and groups[site.name].text
         )
         """Names of the sites that read nothing but the prompt."""
+        self.taps = Taps(self.sites, self._quick())
 
     @property
     def num_bytes(self) -> int:
@@ -118,6 +118,14 @@ class Plan:
             total += sum(weight.numel() * weight.element_size() for weight in folded)
             self._counted = (len(stacks), total)
         return total
+
+    def _quick(self) -> dict[nn.Module, Quick]:
+        """What runs the sites whose output is one product with an effective weight, from nothing but the input."""
+        num_rows = self.strengths.shape[0]
+        if self.weights is None or self.rows(num_rows).where is not None:
+            return {}
+        sites = ((module, site) for module, site in self.sites.items() if site.name not in self.texts)
+        return {module: self.weights.quick(site, num_rows) for module, site in sites}
 
     def rows(self, num_rows: int) -> RowChoice:
         """Return which of `num_rows` rows act; every row of the call may appear several times, one after the other.

@@ -37,11 +37,12 @@ def _fingerprints(rows: Tensor | Sequence[Tensor]) -> list[bytes]:
     """One digest per row of `rows`, shape (rows, ...) or a list of rows, over dtype and bytes."""
     if not isinstance(rows, Tensor):
         return [_fingerprints(row[None])[0] for row in rows]
-    flat = rows.detach().flatten(1).contiguous().cpu()
-    num_bytes = flat.shape[1] * flat.element_size()
-    kind = str(flat.dtype).encode()
-    start = flat.data_ptr()
-    raw = [ctypes.string_at(start + r * num_bytes, num_bytes) for r in range(flat.shape[0])]
+    if rows.device.type != "cpu" or not rows.is_contiguous():
+        rows = rows.detach().contiguous().cpu()
+    number, start = len(rows), rows.data_ptr()
+    num_bytes = rows.numel() // max(number, 1) * rows.element_size()
+    kind = str(rows.dtype).encode()
+    raw = [ctypes.string_at(start + r * num_bytes, num_bytes) for r in range(number)]
     return [hashlib.blake2b(row, digest_size=16, key=kind).digest() for row in raw]
 
 
