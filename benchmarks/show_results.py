@@ -46,10 +46,15 @@ def mean_rank(sections, name):
 
 
 def summarised(sections, group):
-    """Return the best variant of each eraser of a group that ran on all sections, best first."""
+    """Return the best variant of each eraser of a group that ran on all sections, best first.
+
+    Rivals have their best; of our own nothing is chosen by these figures: what a preset was before is not in it.
+    """
     best = {}
     for one in entries_of(sections[0], group):
         spec = one.result.eraser
+        if "=" in spec:
+            continue
         # The closed form alone is a preset of its own, not a setting of "fast".
         family = spec.partition(":")[0] + (" instant" if spec.endswith(":instant") else "")
         rank = mean_rank(sections, spec)

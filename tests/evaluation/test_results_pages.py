@@ -25,3 +25,11 @@ def test_every_committed_benchmark_has_its_place_on_the_page():
     for file in (HOME / "results").glob("*/*/benchmark.json"):
         table, name = file.parts[-3], file.parts[-2].partition("@")[0]
         assert f"<!-- results:{name if table == 'main' else f'{table}/{name}'} -->" in page
+
+
+def test_the_summary_has_the_presets_as_they_are_and_not_as_they_were():
+    readme = (HOME / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- results:summary -->")[2].partition("<!-- /results -->")[0]
+    names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {"spm", "spm:instant", "spm-open", "spm-open:instant"} <= set(names)
+    assert not [name for name in names if "=" in name]
