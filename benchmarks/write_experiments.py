@@ -4,8 +4,8 @@
 
 Rivals run at the settings of their papers and, where `tune_rivals.py` found others, at those. What trains for a quarter
 of an hour or more per concept at its paper's settings has a table of its own, on three objects and two styles, those
-of the ablations, whose long trainings it shares; trained rivals erase at most five concepts at once. Beyond objects and styles each rival is asked once, at the better of its
-settings: tuned where a search found others, SLD at its strongest.
+of the ablations, whose long trainings it shares; trained rivals erase at most five concepts at once. Beyond objects and
+styles each rival is asked once, at the better of its settings: tuned where a search found others, SLD at its strongest.
 """
 
 from pathlib import Path
