@@ -5,7 +5,7 @@ are still what they were, and only where rounding to their dtype keeps at least 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class EffectiveWeights:
         `stale` says so from then on. Asked at the site itself, once a step and site: looking at all sites before a call
         costs more.
         """
-        if not _are_current((self._made_from[name],)):
+        if not self._made_from[name].is_current():
             self.stale = True
             return None
         return self.weights[name]
@@ -60,28 +60,16 @@ class EffectiveWeights:
             site: one of the sites; only while it runs its class's forward.
             num_rows: rows that the call has; a site that sees another number is not run.
         """
-        layer, parameters, base, version, address = self._made_from[site.name]
-        about = (parameters, base, version, address, num_rows, site.name, layer, self.weights[site.name])
-        return Quick(_run_quick, about)
+        return Quick(_run_quick, (self._made_from[site.name], num_rows, site.name, self.weights[site.name]))
 
     def current(self) -> bool:
         """Whether all base weights, by sampled values too, are still those that the effective ones were made from.
 
         Some adapters write into `.data`, which leaves no other mark.
         """
-        if self.stale or not _are_current(self._made_from.values()):
+        if self.stale or not all(made_from.is_current() for made_from in self._made_from.values()):
             return False
         return torch.equal(torch.cat(self._few), self._sample)
-
-
-def _run_quick(about: tuple[Any, ...], visitor: Visitor, x: Tensor) -> Tensor | None:
-    parameters, base, version, address, num_rows, name, layer, weight = about
-    if parameters.get("weight") is not base or base._version != version or base.data_ptr() != address:
-        return None
-    if x.shape[0] != num_rows:
-        return None
-    visitor.fired.add(name)
-    return run_with_weight(layer, x, weight)
 
 
 class _MadeFrom(NamedTuple):
@@ -93,16 +81,23 @@ class _MadeFrom(NamedTuple):
     version: int
     address: int
 
-
-def _are_current(several: Iterable[_MadeFrom]) -> bool:
-    """Whether layers still run their class's forward with these very weights, unwritten; all of them in one loop."""
-    for layer, parameters, weight, version, address in several:
+    def has_weight(self) -> bool:
+        """Whether the layer still holds this very weight, unwritten."""
+        _, parameters, weight, version, address = self
         # Not `layer.weight`, a module's slow look-up of parameters.
-        if parameters.get("weight") is not weight or weight._version != version or weight.data_ptr() != address:
-            return False
-        if "forward" in layer.__dict__ and not is_plain(layer):
-            return False
-    return True
+        return parameters.get("weight") is weight and weight._version == version and weight.data_ptr() == address
+
+    def is_current(self) -> bool:
+        """Whether it also still runs its class's forward."""
+        return self.has_weight() and is_plain(self.layer)
+
+
+def _run_quick(about: tuple[_MadeFrom, int, str, Tensor], visitor: Visitor, x: Tensor) -> Tensor | None:
+    made_from, num_rows, name, weight = about
+    if not made_from.has_weight() or x.shape[0] != num_rows:
+        return None
+    visitor.fired.add(name)
+    return run_with_weight(made_from.layer, x, weight)
 
 
 def _made_from(site: Site) -> _MadeFrom:
@@ -117,7 +112,8 @@ def _few(weight: Tensor) -> Tensor:
     flat = weight.permute(order)
     while flat.dim() > 1:
         flat = flat.view(-1) if flat.is_contiguous() else flat[len(flat) // 2]
-    return flat.narrow(0, (len(flat) - min(_SAMPLES, len(flat))) // 2, min(_SAMPLES, len(flat)))
+    start = max(0, len(flat) - _SAMPLES) // 2
+    return flat[start : start + _SAMPLES]
 
 
 def can_fold(site: Site) -> bool:
