@@ -46,6 +46,24 @@ def test_the_oldest_rows_are_forgotten_first():
     assert book.read(torch.full((1, 4), 2.0))[0].text == "2"
 
 
+def test_what_has_just_been_written_is_read_without_looking_at_its_bytes(generator, monkeypatch):
+    book, rows = PromptBook(), torch.randn(2, 3, generator=generator)
+    book.write(rows, ["a", "b"], Role.PROMPT)
+    with monkeypatch.context() as patched:
+        patched.setattr("semipermeable.runtime.prompt_book._fingerprints", None)
+        assert [entry.text for entry in book.read(rows)] == ["a", "b"]
+    # The same bytes in another role: what was known of the first tensor is no longer all that is known.
+    book.write(rows.clone(), ["a", "b"], Role.NEGATIVE)
+    assert book.read(rows)[0].role == Role.PROMPT | Role.NEGATIVE
+
+
+def test_one_row_as_a_list_is_not_taken_for_a_tensor_of_many(generator):
+    book, row = PromptBook(), torch.randn(4, 3, generator=generator)
+    book.write([row], ["a cat"], Role.PROMPT)
+    assert [entry.text for entry in book.read([row])] == ["a cat"]
+    assert book.read(row) == [None] * 4
+
+
 def test_rows_of_different_lengths_come_as_a_list(generator):
     book, rows = PromptBook(), [torch.randn(n, 3, generator=generator) for n in (2, 5)]
     book.write([row for row in rows for _ in range(2)], ["a cat", "a dog"], Role.PROMPT)

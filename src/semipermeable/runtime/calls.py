@@ -1,6 +1,7 @@
 """One denoiser call in progress: what runs in place of the forward of each site."""
 
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,14 @@ __all__ = ["Call", "TextOutputs"]
 class _Kept(NamedTuple):
     """A site's output for a text, and marks of everything it was made from."""
 
-    plan: "weakref.ref[Plan]"
     out: Tensor
-    marks: tuple[int, ...]
+    plan: "weakref.ref[Plan]"
+    parameters: Mapping[str, Tensor | None]
+    marks: tuple[int, int, int, int]
+
+    def is_current(self, text: Tensor, plan: Plan) -> bool:
+        """Whether the plan is the same, and neither the text, the base weight nor the output has been written to."""
+        return self.plan() is plan and self.marks == _marks(text, self.parameters, self.out)
 
 
 class TextOutputs:
@@ -40,26 +46,22 @@ class TextOutputs:
         """Return what is kept for these text rows, by site name."""
         return self._kept.setdefault(text, {})
 
-    def get(self, kept: "dict[str, _Kept]", text: Tensor, site: Site, plan: Plan) -> Tensor | None:
-        """Return a site's output for text rows, or None if it is not known or something has changed."""
-        found = kept.get(site.name)
-        if found is None or found.plan() is not plan or found.marks != _marks(text, site, found.out):
-            return None
-        return found.out
-
     def put(self, kept: "dict[str, _Kept]", text: Tensor, site: Site, plan: Plan, out: Tensor) -> None:
         """Keep a site's output for text rows."""
         held = sum(other.out.numel() * other.out.element_size() for other in list(kept.values()))
         if held + out.numel() * out.element_size() <= self._most_bytes or site.name in kept:
-            kept[site.name] = _Kept(weakref.ref(plan), out, _marks(text, site, out))
+            parameters = site.layer.__dict__["_parameters"]
+            kept[site.name] = _Kept(out, weakref.ref(plan), parameters, _marks(text, parameters, out))
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
 
 
-def _marks(text: Tensor, site: Site, out: Tensor) -> tuple[int, ...]:
-    weight = site.weight
+def _marks(text: Tensor, parameters: Mapping[str, Tensor | None], out: Tensor) -> tuple[int, int, int, int]:
+    # Read at every step and site; not `layer.weight`, a module's slow look-up of parameters.
+    weight = parameters["weight"]
+    assert weight is not None  # noqa: S101 - a site is a layer with a weight
     return text._version, weight._version, weight.data_ptr(), out._version
 
 
@@ -94,10 +96,11 @@ class Call:
         # All sites of a call that read the prompt read the same tensor: it is looked up once.
         if x is not self._text or self._kept is None:
             self._text, self._kept = x, self._texts.of(x)
-        out = self._texts.get(self._kept, x, site, self._plan)
-        if out is None:
-            out = self._run(site, x, forward, args, kwargs)
-            self._texts.put(self._kept, x, site, self._plan, out)
+        found = self._kept.get(name)
+        if found is not None and found.is_current(x, self._plan):
+            return found.out
+        out = self._run(site, x, forward, args, kwargs)
+        self._texts.put(self._kept, x, site, self._plan, out)
         return out
 
     def _run(self, site: Site, x: Tensor, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -57,7 +57,7 @@ class PromptBook:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._last: tuple[list[tuple[weakref.ref[Tensor], int]], list[Entry | None]] | None = None
+        self._last: _Last | None = None
 
     def write(self, rows: Tensor | Sequence[Tensor], texts: Sequence[str], role: Role) -> None:
         """Remember rows.
@@ -69,34 +69,53 @@ class PromptBook:
         """
         repeats = len(rows) // max(len(texts), 1)
         per_row = [text for text in texts for _ in range(repeats)]
+        keys = _fingerprints(rows)
         with self._lock:
-            for key, text in zip(_fingerprints(rows), per_row, strict=True):
+            for key, text in zip(keys, per_row, strict=True):
                 known = self._entries.pop(key, None)
                 self._entries[key] = Entry(text, role if known is None else role | known.role)
+            # Without classifier-free guidance the denoiser is given these very tensors.
+            self._last = _Last.of(rows, [self._entries[key] for key in keys])
             while len(self._entries) > self._max_rows:
                 self._entries.popitem(last=False)
-            self._last = None
 
     def read(self, rows: Tensor | Sequence[Tensor]) -> list[Entry | None]:
         """Return what is known of each row, of shape (rows, ...) or a list of rows; None where it is unknown.
 
         A sampler passes the same tensors at every step, so the last answer is kept for those very tensors.
         """
-        tensors = [rows] if isinstance(rows, Tensor) else list(rows)
-        fixed = not any(tensor.is_inference() for tensor in tensors)
         last = self._last
-        if fixed and last is not None and _same(last[0], tensors):
-            return last[1]
+        if last is not None and last.is_about(rows):
+            return last.entries
         keys = _fingerprints(rows)
         with self._lock:
             found = [self._entries.get(key) for key in keys]
-            self._last = ([(weakref.ref(t), t._version) for t in tensors], found) if fixed else None
+            self._last = _Last.of(rows, found)
         return found
 
 
-def _same(kept: Sequence[tuple[weakref.ref[Tensor], int]], tensors: Sequence[Tensor]) -> bool:
-    if len(kept) != len(tensors):
-        return False
-    return all(
-        ref() is tensor and version == tensor._version for (ref, version), tensor in zip(kept, tensors, strict=True)
-    )
+class _Last(NamedTuple):
+    """The tensors last asked about, and what is known of their rows."""
+
+    whole: bool
+    """Whether the rows came as one tensor, not as a list."""
+    tensors: list[tuple[weakref.ref[Tensor], int]]
+    entries: list[Entry | None]
+
+    @classmethod
+    def of(cls, rows: Tensor | Sequence[Tensor], entries: list[Entry | None]) -> "_Last | None":
+        """Return it; None for tensors in which a write would leave no mark."""
+        whole = isinstance(rows, Tensor)
+        tensors = [rows] if whole else rows
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        return cls(whole, [(weakref.ref(tensor), tensor._version) for tensor in tensors], entries)
+
+    def is_about(self, rows: Tensor | Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, not written to since."""
+        whole = isinstance(rows, Tensor)
+        tensors = [rows] if whole else rows
+        if whole is not self.whole or len(tensors) != len(self.tensors):
+            return False
+        pairs = zip(self.tensors, tensors, strict=True)
+        return all(ref() is tensor and version == tensor._version for (ref, version), tensor in pairs)
