@@ -4,6 +4,7 @@
     python benchmarks/bench.py --tables quick       # a few minutes
     python benchmarks/bench.py --tables main --workers 2
     python benchmarks/bench.py --benchmarks emoji-styles --erasers uce rece   # two rows of one benchmark
+    python benchmarks/bench.py --list               # what has no result yet, in the order in which it would be run
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
 and trained artefacts to `out/bench`. Membranes that took an hour to train are kept in `results/artefacts` with their
@@ -12,11 +13,12 @@ recipes, and are taken from there.
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
 from semipermeable.errors import SemipermeableError
-from semipermeable.evaluation.experiments import Folders, run_experiments
+from semipermeable.evaluation.experiments import Folders, run_experiments, unfinished
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,7 @@ def main():
     parser.add_argument("--tables", nargs="*", default=[], help="folders of experiments/; none is all but quick")
     parser.add_argument("--benchmarks", nargs="*", default=[], help="names of benchmarks; none is all")
     parser.add_argument("--erasers", nargs="*", default=[], help="spec strings of erasers; none is all")
+    parser.add_argument("--list", action="store_true", help="say what has no result yet, and run nothing")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--experiments", type=Path, default=HOME / "experiments")
     parser.add_argument("--results", type=Path, default=HOME / "results")
@@ -37,17 +40,33 @@ def main():
     tables = arguments.tables or [
         path.name for path in sorted(arguments.experiments.iterdir()) if path.is_dir() and path.name != "quick"
     ]
+    chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
+    try:
+        if arguments.list:
+            show_unfinished(folders, **chosen)
+        else:
+            run_unfinished(folders, arguments.workers, **chosen)
+    except SemipermeableError as error:
+        parser.error(str(error))
+
+
+def show_unfinished(folders, **chosen):
+    """Print a line for each experiment without a result."""
+    waiting = [one for _, group in unfinished(folders, **chosen) for one in group]
+    for one in waiting:
+        print(f"{one.table}/{one.benchmark}  {one.eraser}")
+    print(f"{len(waiting)} without a result", file=sys.stderr)
+
+
+def run_unfinished(folders, workers, **chosen):
+    """Run them, beginning with what was trained before."""
     artefacts = folders.out / "artefacts"
     artefacts.mkdir(parents=True, exist_ok=True)
     for kept in (HOME / "results" / "artefacts").glob("*"):
         if not (artefacts / kept.name).exists():
             shutil.copy(kept, artefacts)
-    chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
-    try:
-        for path in run_experiments(folders, bar=progress_bar, workers=arguments.workers, **chosen):
-            print(path)
-    except SemipermeableError as error:
-        parser.error(str(error))
+    for path in run_experiments(folders, bar=progress_bar, workers=workers, **chosen):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,14 @@ from semipermeable.errors import ConfigError, UnknownNameError
 from semipermeable.evaluation import experiments
 from semipermeable.evaluation.benchmarks import benchmark
 from semipermeable.evaluation.erasers import eraser
-from semipermeable.evaluation.experiments import Experiment, Folders, finished, read_experiments, run_experiments
+from semipermeable.evaluation.experiments import (
+    Experiment,
+    Folders,
+    finished,
+    read_experiments,
+    run_experiments,
+    unfinished,
+)
 from semipermeable.evaluation.results import read_benchmark, read_json
 from semipermeable.evaluation.runner import Tools
 from semipermeable.training import TrainConfig
@@ -92,6 +99,21 @@ def test_chosen_rows_alone_are_drawn(tmp_path):
     assert not (tmp_path / "out").exists()
     assert [path.parent.name for path in run(folders, erasers=["white"], benchmarks=["small"])] == ["white"]
     assert [path.parent.name for path in run(folders, benchmarks=["small@1"])] == ["blunt", "noop"]
+
+
+def test_what_is_listed_is_what_a_run_then_draws(tmp_path):
+    folders = written(tmp_path, "white", "noop", "blunt")
+    found = {"small@1": fakes.small_benchmark(objects=("cat",), per_role=4)}.__getitem__
+
+    def listed(**chosen):
+        groups = unfinished(folders, find=found, tools=TOOLS, **chosen)
+        return [one.eraser for _, group in groups for one in group]
+
+    assert listed(erasers=["white"]) == ["white"]
+    assert not (tmp_path / "out").exists()
+    expected = listed()
+    assert [path.parent.name for path in run(folders)] == expected == ["blunt", "noop", "white"]
+    assert listed() == []
 
 
 def test_what_tuned_means_is_part_of_the_configuration(monkeypatch):

@@ -32,7 +32,7 @@ from semipermeable.evaluation.runner import Bar, RunPlan, Tools, run
 from semipermeable.files.atomic import write_atomically
 from semipermeable.training import TrainConfig
 
-__all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments"]
+__all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments", "unfinished"]
 
 _REQUIRED = ("benchmark", "eraser", "seeds")
 _OPTIONAL = ("cases", "train_seed")
@@ -150,6 +150,44 @@ def finished(experiment: Experiment, folders: Folders, found: Benchmark) -> bool
     return content.get("experiment") == experiment.configuration and content.get("benchmark_digest") == found.digest
 
 
+def unfinished(
+    folders: Folders,
+    *,
+    tables: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    erasers: Sequence[str] = (),
+    find: Callable[[str], Benchmark] = benchmark,
+    tools: Tools | None = None,
+) -> list[tuple[Benchmark, list[Experiment]]]:
+    """Return what `run_experiments` would run, in its order: what is made in one run together, with its benchmark.
+
+    Args:
+        folders: where everything lies.
+        tables: names of tables; () is all.
+        benchmarks: names of benchmarks, with or without their version; () is all.
+        erasers: spec strings; () is all.
+        find: `name@version` → benchmark.
+        tools: how models, erasers and judges are found; None is this package's way, with what was trained kept.
+
+    Raises:
+        ConfigError: if an experiment cannot be read.
+        UnknownNameError: if a benchmark, a case or an eraser does not exist, or no experiment is about one asked for.
+    """
+    everyone = _about(list(read_experiments(folders.experiments, tables).values()), benchmarks, erasers)
+    used = tools or _own_tools(folders)
+    found = {name: find(name) for name in {one.benchmark for one in everyone}}
+    # Whatever is misspelt in the last experiment is found before the first picture.
+    waiting = [
+        (_num_steps(used.eraser(one.eraser)), one)
+        for one in everyone
+        if not finished(one, folders, found[one.benchmark])
+    ]
+    untrained = sorted((one for steps, one in waiting if not steps), key=lambda one: (one.plan, one.eraser))
+    groups = [list(group) for _, group in groupby(untrained, key=lambda one: one.plan)]
+    trained = sorted((pair for pair in waiting if pair[0]), key=lambda pair: (pair[0], pair[1].plan, pair[1].eraser))
+    return [(found[group[0].benchmark], group) for group in [*groups, *([one] for _, one in trained)]]
+
+
 def run_experiments(
     folders: Folders,
     *,
@@ -164,37 +202,26 @@ def run_experiments(
     """Run what is not finished.
 
     Args:
-        folders: where everything lies.
+        folders: see `unfinished`; so are the other arguments but these two.
         bar: gives progress bars.
-        tables: names of tables; () is all.
-        benchmarks: names of benchmarks, with or without their version; () is all.
-        erasers: spec strings; () is all.
         workers: processes; they share the machine's cores.
-        find: `name@version` → benchmark.
-        tools: how models, erasers and judges are found; None is this package's way, with what was trained kept.
 
     Yields:
         every committed result, as soon as it is written.
 
     Raises:
         ConfigError: if an experiment cannot be run.
-        UnknownNameError: if a benchmark, a case or an eraser does not exist, or no experiment is about one asked for.
+        UnknownNameError: see `unfinished`.
         OutputError: if something cannot be written.
     """
-    everyone = _about(list(read_experiments(folders.experiments, tables).values()), benchmarks, erasers)
-    used = tools or Tools(eraser=partial(cached_eraser, folders.out / "artefacts"))
-    found = {name: find(name) for name in {one.benchmark for one in everyone}}
-    # Whatever is misspelt in the last experiment is found before the first picture.
-    waiting = [
-        (_num_steps(used.eraser(one.eraser)), one)
-        for one in everyone
-        if not finished(one, folders, found[one.benchmark])
-    ]
-    untrained = sorted((one for steps, one in waiting if not steps), key=lambda one: (one.plan, one.eraser))
-    groups = [list(group) for _, group in groupby(untrained, key=lambda one: one.plan)]
-    trained = sorted((pair for pair in waiting if pair[0]), key=lambda pair: (pair[0], pair[1].plan, pair[1].eraser))
-    for group in [*groups, *([one] for _, one in trained)]:
-        yield from _run_group(group, folders, found[group[0].benchmark], bar, workers, used)
+    used = tools or _own_tools(folders)
+    chosen = {"tables": tables, "benchmarks": benchmarks, "erasers": erasers}
+    for found, group in unfinished(folders, find=find, tools=used, **chosen):
+        yield from _run_group(group, folders, found, bar, workers, used)
+
+
+def _own_tools(folders: Folders) -> Tools:
+    return Tools(eraser=partial(cached_eraser, folders.out / "artefacts"))
 
 
 def _about(everyone: list[Experiment], benchmarks: Sequence[str], erasers: Sequence[str]) -> list[Experiment]:
