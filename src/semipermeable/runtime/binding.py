@@ -78,10 +78,15 @@ class Binding:
     ) -> None:
         self._heads = {"": denoiser} if heads is None else dict(heads)
         modules = [*self._heads.values(), *denoiser.modules()]
-        # Looked at in every call that acts: a module keeps its class, but `Module.compile` leaves an attribute.
+        # Looked at again and again: a module keeps its class, but `Module.compile` leaves an attribute.
         self._wrapped = any(type(module).__name__ == "OptimizedModule" for module in modules)
         self._attributes = [module.__dict__ for module in modules]
-        self._compiled = self._is_compiled()
+        self._blocks = [
+            module.__dict__
+            for module in modules
+            if module.__dict__["_modules"] and type(module).forward is not nn.Module.forward
+        ]
+        self._compiled = self._is_compiled(self._attributes)
         self._twin: Twin | None = None
         self.counter = counter or PathCounter()
         self._fold = fold
@@ -144,10 +149,7 @@ class Binding:
             SiteError: if a membrane does not fit the denoiser.
             SiteNotFiredError: after the block, if a site of an acting membrane did not run.
         """
-        plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
-        if plan is not None and self._is_compiled() is not self._compiled:
-            self._compiled = not self._compiled
-            plan = self._plan(membranes, strengths, (within, unconditional, self._may_fold()))
+        plan = self._plan(membranes, strengths, within, unconditional)
         if plan is None:
             self.counter.add(Path.IDLE)
             yield None
@@ -200,12 +202,12 @@ class Binding:
         """Take over another binding's twin of the same denoiser, so that nothing is compiled anew."""
         self._twin = other._twin
 
-    def _is_compiled(self) -> bool:
+    def _is_compiled(self, attributes: Sequence[Mapping[str, Any]]) -> bool:
         """Whether calling the denoiser, or a part of it, runs compiled code: `twin.is_compiled` of any module."""
-        # Hardly any module has the attribute: whether one does is asked of all in one go, at every step.
-        if self._wrapped or not any(map(contains, self._attributes, repeat("_compiled_call_impl"))):
+        # Hardly any module has the attribute: whether one does is asked of all in one go.
+        if self._wrapped or not any(map(contains, attributes, repeat("_compiled_call_impl"))):
             return self._wrapped
-        return any(own.get("_compiled_call_impl") is not None for own in self._attributes)
+        return any(own.get("_compiled_call_impl") is not None for own in attributes)
 
     def _may_fold(self) -> bool:
         return self._fold and not self._compiled and not torch.is_grad_enabled()
@@ -232,25 +234,33 @@ class Binding:
             resolve_sites(self._denoiser, dict(membrane.pairs), known=self._known)
             self._checked.add(membrane)
 
-    def _plan(self, membranes: Sequence[Membrane], strengths: Tensor, asked: _Asked) -> Plan | None:
+    def _plan(
+        self, membranes: Sequence[Membrane], strengths: Tensor, within: str, unconditional: tuple[bool, ...]
+    ) -> Plan | None:
         """Return what to do, or None if nothing acts."""
         last = self._last
-        # A sampler asks with the very same table at every step.
+        asked = (within, unconditional, self._may_fold())
+        # A sampler asks with the very same table at every step. What is compiled meanwhile is the whole or its blocks;
+        # whether one layer is by itself, is looked at once a table.
         if last is not None and last.matches(membranes, strengths, asked) and last.is_current():
-            return last.plan
-        acting = strengths.any(0).nonzero()[:, 0].tolist()
+            plan = last.plan
+            if plan is None or self._is_compiled(self._blocks) is self._compiled:
+                return plan
+        table: Any = strengths.detach().float().cpu().numpy()
+        acting = table.any(0).nonzero()[0].tolist()
         plan = None
         if acting:
+            self._compiled = self._is_compiled(self._attributes)
+            asked = (within, unconditional, self._may_fold())
             with self._planning:
-                plan = self._planned([membranes[c] for c in acting], strengths[:, acting].float().cpu(), asked)
+                plan = self._planned([membranes[c] for c in acting], table[:, acting], asked)
         if not strengths.is_inference():
             self._last = _Last(weakref.ref(strengths), strengths._version, membranes, asked, plan)
         return plan
 
-    def _planned(self, acting: Sequence[Membrane], strengths: Tensor, asked: _Asked) -> Plan | None:
+    def _planned(self, acting: Sequence[Membrane], table: Any, asked: _Asked) -> Plan | None:
         within, unconditional, may_fold = asked
-        table = strengths.contiguous().numpy().tobytes()
-        key = _Key(tuple(map(id, acting)), tuple(strengths.shape), table, asked)
+        key = _Key(tuple(map(id, acting)), table.shape, table.tobytes(), asked)
         with self._lock:
             plan = self._plans.pop(key, None)
         if plan is None or (plan.weights is not None and not plan.weights.current()):
@@ -265,6 +275,7 @@ class Binding:
             if not sites:
                 return None
             most = self._device_bytes if may_fold and not moves_weights(self._denoiser) else 0
+            strengths = torch.tensor(table)
             plan = make_plan(
                 sites, pairs, strengths, self._groups, acting, most_fold_bytes=most, unconditional=unconditional
             )
