@@ -26,7 +26,9 @@ class _Kept(NamedTuple):
 
     def is_current(self, text: Tensor, plan: Plan) -> bool:
         """Whether the plan is the same, and neither the text, the base weight nor the output has been written to."""
-        return self.plan() is plan and self.marks == _marks(text, self.parameters, self.out)
+        # Asked at every step and site; not `layer.weight`, a module's slow look-up of parameters.
+        weight = self.parameters.get("weight")
+        return weight is not None and self.plan() is plan and self.marks == _marks(text, weight, self.out)
 
 
 class TextOutputs:
@@ -50,18 +52,15 @@ class TextOutputs:
         """Keep a site's output for text rows."""
         held = sum(other.out.numel() * other.out.element_size() for other in list(kept.values()))
         if held + out.numel() * out.element_size() <= self._most_bytes or site.name in kept:
-            parameters = site.layer.__dict__["_parameters"]
-            kept[site.name] = _Kept(out, weakref.ref(plan), parameters, _marks(text, parameters, out))
+            marks = _marks(text, site.weight, out)
+            kept[site.name] = _Kept(out, weakref.ref(plan), site.layer.__dict__["_parameters"], marks)
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
 
 
-def _marks(text: Tensor, parameters: Mapping[str, Tensor | None], out: Tensor) -> tuple[int, int, int, int]:
-    # Read at every step and site; not `layer.weight`, a module's slow look-up of parameters.
-    weight = parameters["weight"]
-    assert weight is not None  # noqa: S101 - a site is a layer with a weight
+def _marks(text: Tensor, weight: Tensor, out: Tensor) -> tuple[int, int, int, int]:
     return text._version, weight._version, weight.data_ptr(), out._version
 
 

@@ -94,6 +94,10 @@ class PromptBook:
         return found
 
 
+def _tensors(rows: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [rows] if isinstance(rows, Tensor) else rows
+
+
 class _Last(NamedTuple):
     """The tensors last asked about, and what is known of their rows."""
 
@@ -105,17 +109,15 @@ class _Last(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor | Sequence[Tensor], entries: list[Entry | None]) -> "_Last | None":
         """Return it; None for tensors in which a write would leave no mark."""
-        whole = isinstance(rows, Tensor)
-        tensors = [rows] if whole else rows
+        tensors = _tensors(rows)
         if any(tensor.is_inference() for tensor in tensors):
             return None
-        return cls(whole, [(weakref.ref(tensor), tensor._version) for tensor in tensors], entries)
+        return cls(isinstance(rows, Tensor), [(weakref.ref(tensor), tensor._version) for tensor in tensors], entries)
 
     def is_about(self, rows: Tensor | Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, not written to since."""
-        whole = isinstance(rows, Tensor)
-        tensors = [rows] if whole else rows
-        if whole is not self.whole or len(tensors) != len(self.tensors):
+        tensors = _tensors(rows)
+        if isinstance(rows, Tensor) is not self.whole or len(tensors) != len(self.tensors):
             return False
         pairs = zip(self.tensors, tensors, strict=True)
         return all(ref() is tensor and version == tensor._version for (ref, version), tensor in pairs)
