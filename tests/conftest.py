@@ -12,6 +12,11 @@ from semipermeable import zoo
 
 from helpers import make_tiny_unet
 
+# Side by side, each process takes its share of the processors, and so do those that it starts.
+if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // _processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
 
 @pytest.fixture(autouse=True)
 def _environment_stays():
