@@ -7,8 +7,9 @@
 Each candidate erases "cat" and "neon", one at a time, and draws 16 pictures for each in 12 steps: half of the concept,
 half of others, near twins first. Candidates are compared by the harmonic mean of UA, IRA and CRA. Shards lie in
 `out/tune` and are never drawn twice, so that a stopped run goes on; `benchmarks/results/tune_rivals.json` holds every
-candidate, and the best of each eraser, which is also written to `erasers/tuned.json`, where `NAME:tuned` is read from,
-and to the table of `docs/evaluation.md`. Afterwards `write_experiments.py` adds the experiments of what was found.
+candidate, none of which is run again on as many pictures, and the best of each eraser, which is also written to
+`erasers/tuned.json`, where `NAME:tuned` is read from, and to the table of `docs/evaluation.md`. Afterwards
+`write_experiments.py` adds the experiments of what was found.
 """
 
 import argparse
@@ -82,12 +83,25 @@ GRID = {
         for steps, rate in ((200, 1e-3), (200, 3e-3), (200, 1e-2))
     ],
     "spm-paper": [
-        f"spm-paper:num_steps={steps},warmup_steps={steps // 6},learning_rate={rate},anchor_weight={weight}"
-        for steps, rate, weight in ((300, 1e-3, 1e3), (300, 3e-3, 1e3), (300, 3e-3, 30.0))
+        "spm-paper:num_steps=300,warmup_steps=50," + changes
+        for changes in (
+            "learning_rate=0.001,anchor_weight=1000.0",
+            "learning_rate=0.003,anchor_weight=1000.0",
+            "learning_rate=0.003,anchor_weight=30.0",
+            "learning_rate=0.01,anchor_weight=30.0",
+            "learning_rate=0.003,anchor_weight=3.0",
+        )
     ],
     "spm-reference": [
-        f"spm-reference:num_steps={steps},warmup_steps={steps // 6},learning_rate={rate},anchor_weight={weight}"
-        for steps, rate, weight in ((300, 1e-3, 1e3), (300, 3e-3, 1e3), (300, 3e-3, 30.0))
+        "spm-reference:num_steps=300,warmup_steps=50," + changes
+        for changes in (
+            "learning_rate=0.001,anchor_weight=1000.0",
+            "learning_rate=0.003,anchor_weight=1000.0",
+            "learning_rate=0.003,anchor_weight=30.0",
+            "learning_rate=0.003,anchor_weight=30.0,negative_guidance=2.0",
+            "learning_rate=0.01,anchor_weight=30.0",
+            "learning_rate=0.003,anchor_weight=3.0",
+        )
     ],
 }
 """Eraser to candidates; those in closed form, which take seconds, first."""
@@ -119,6 +133,12 @@ def figures_of(path):
     content = json.loads(path.read_text(encoding="utf-8"))
     figures = {name: content["figures"][name]["value"] for name in ("harmonic", "ua", "ira", "cra")}
     return {"eraser": content["eraser"], **figures, "prepare_seconds": content["costs"]["prepare_seconds"]}
+
+
+def judged(name, pictures):
+    """The candidates of an eraser that have been judged on as many pictures, by their spec."""
+    earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    return {one["eraser"]: one for one in earlier["tried"].get(name, ())} if earlier.get("pictures") == pictures else {}
 
 
 def recorded(found, seeds, device):
@@ -171,12 +191,11 @@ def main():
     panel = Tools().panel(benchmark, plan.judges)
     tools = Tools(load=lambda *_: pipe, panel=lambda *_: panel)
     for name in arguments.only:
-        found = []
-        for spec in GRID[name]:
+        found = judged(name, 2 * 2 * PER_ROLE * arguments.seeds)
+        for spec in [one for one in GRID[name] if one not in found]:
             _, path = run(replace(plan, erasers=(spec,)), arguments.out, bar=progress_bar, tools=tools)
-            found.append(figures_of(path))
-            recorded({name: found}, arguments.seeds, plan.device)
-            one = found[-1]
+            found[spec] = one = figures_of(path)
+            recorded({name: [found[one] for one in GRID[name] if one in found]}, arguments.seeds, plan.device)
             print(
                 f"{one['harmonic']:.3f}  ua {one['ua']:.2f} ira {one['ira']:.2f} cra {one['cra']:.2f}  {spec}",
                 flush=True,
