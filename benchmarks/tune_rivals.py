@@ -101,6 +101,8 @@ GRID = {
             "learning_rate=0.003,anchor_weight=30.0,negative_guidance=2.0",
             "learning_rate=0.01,anchor_weight=30.0",
             "learning_rate=0.003,anchor_weight=3.0",
+            "learning_rate=0.01,anchor_weight=3.0",
+            "learning_rate=0.01,anchor_weight=3.0,negative_guidance=2.0",
         )
     ],
 }
