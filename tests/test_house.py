@@ -146,8 +146,8 @@ def planned(folder, *arguments):
     ("target", "work"),
     [
         ("demo", ["spm demo"]),
-        ("check", ["ruff", "pyright", "lint-imports", 'pytest -m "not slow"']),
-        ("test", ["pytest"]),
+        ("check", ["ruff", "pyright", "lint-imports", '-m "not slow"']),
+        ("test", ["pytest --numprocesses"]),
     ],
 )
 def test_make_installs_only_when_something_changed(checkout, target, work):
