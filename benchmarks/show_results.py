@@ -232,9 +232,7 @@ def draw(sections, path):
 
     figure, axes = plt.subplots(1, len(sections), figsize=(11, 5.4), squeeze=False, constrained_layout=True)
     specs = [(spec, group) for group, _ in GROUPS for spec in summarised(sections, group)]
-    numbers = []
     for axis, section in zip(axes[0], sections, strict=True):
-        numbers.append([])
         for number, (spec, group) in enumerate(specs, 1):
             found = find(section, spec).figures
             x, y = found["ua"], found["keep"]
@@ -252,7 +250,7 @@ def draw(sections, path):
                 alpha=0.85,
                 label=f"{number}  {spec}" + (" (gated)" if group == "gated" else ""),
             )
-            numbers[-1].append(axis.text(x.value, y.value, str(number), fontsize=8, color=COLOURS[group]))
+            axis.text(x.value, y.value, str(number), fontsize=8, color=COLOURS[group])
         axis.set_title(section.benchmark.key, fontsize=11)
         axis.set_xlabel("erased: UA →")
         axis.set_ylabel("kept: mean of IRA and CRA →")
@@ -261,12 +259,13 @@ def draw(sections, path):
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.draw_without_rendering()
-    for axis, texts in zip(axes[0], numbers, strict=True):
-        at = list(zip(*(text.get_position() for text in texts), strict=True))
+    for axis in axes[0]:
+        at = list(zip(*(text.get_position() for text in axis.texts), strict=True))
         axis.margins(0.12)
         arrow = {"arrowstyle": "-", "lw": 0.5, "color": "0.5"}
         adjust_text(
-            texts, *at, ax=axis, expand=(2.0, 1.9), force_static=(0.4, 0.5), force_text=(0.4, 0.6), min_arrow_len=2,
+            list(axis.texts), *at, ax=axis,
+            expand=(2.0, 1.9), force_static=(0.4, 0.5), force_text=(0.4, 0.6), min_arrow_len=2,
             time_lim=None, iter_lim=300, arrowprops=arrow,
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

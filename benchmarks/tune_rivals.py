@@ -33,6 +33,19 @@ RESULTS = Path(__file__).parent / "results" / "tune_rivals.json"
 PAGE = Path(__file__).parent.parent / "docs" / "evaluation.md"
 CONCEPTS = ("cat", "neon")
 PER_ROLE = 8
+SPM = [
+    f"num_steps=300,warmup_steps=50,learning_rate={rate},anchor_weight={weight}"
+    for rate, weight in ((1e-3, 1e3), (3e-3, 1e3), (3e-3, 30.0), (1e-2, 30.0), (3e-3, 3.0))
+]
+SPM_FURTHER = [
+    f"num_steps=300,warmup_steps=50,learning_rate={rate},anchor_weight={weight}{eta}"
+    for rate, weight, eta in (
+        (3e-3, 30.0, ",negative_guidance=2.0"),
+        (1e-2, 3.0, ""),
+        (1e-2, 3.0, ",negative_guidance=2.0"),
+    )
+]
+"""Where the paper's SPM erases all at one of the first, its code's does not."""
 GRID = {
     "uce": [
         "uce",
@@ -82,29 +95,8 @@ GRID = {
         f"leco:sampling_steps=20,num_steps={steps},learning_rate={rate}"
         for steps, rate in ((200, 1e-3), (200, 3e-3), (200, 1e-2))
     ],
-    "spm-paper": [
-        "spm-paper:num_steps=300,warmup_steps=50," + changes
-        for changes in (
-            "learning_rate=0.001,anchor_weight=1000.0",
-            "learning_rate=0.003,anchor_weight=1000.0",
-            "learning_rate=0.003,anchor_weight=30.0",
-            "learning_rate=0.01,anchor_weight=30.0",
-            "learning_rate=0.003,anchor_weight=3.0",
-        )
-    ],
-    "spm-reference": [
-        "spm-reference:num_steps=300,warmup_steps=50," + changes
-        for changes in (
-            "learning_rate=0.001,anchor_weight=1000.0",
-            "learning_rate=0.003,anchor_weight=1000.0",
-            "learning_rate=0.003,anchor_weight=30.0",
-            "learning_rate=0.003,anchor_weight=30.0,negative_guidance=2.0",
-            "learning_rate=0.01,anchor_weight=30.0",
-            "learning_rate=0.003,anchor_weight=3.0",
-            "learning_rate=0.01,anchor_weight=3.0",
-            "learning_rate=0.01,anchor_weight=3.0,negative_guidance=2.0",
-        )
-    ],
+    "spm-paper": [f"spm-paper:{changes}" for changes in SPM],
+    "spm-reference": [f"spm-reference:{changes}" for changes in (*SPM, *SPM_FURTHER)],
 }
 """Eraser to candidates; those in closed form, which take seconds, first."""
 
@@ -137,16 +129,20 @@ def figures_of(path):
     return {"eraser": content["eraser"], **figures, "prepare_seconds": content["costs"]["prepare_seconds"]}
 
 
+def recorded_before():
+    """What the file of candidates holds."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"pictures": None, "tried": {}}
+
+
 def judged(name, pictures):
     """The candidates of an eraser that have been judged on as many pictures, by their spec."""
-    earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    return {one["eraser"]: one for one in earlier["tried"].get(name, ())} if earlier.get("pictures") == pictures else {}
+    earlier = recorded_before()
+    return {one["eraser"]: one for one in earlier["tried"].get(name, ()) if earlier["pictures"] == pictures}
 
 
 def recorded(found, seeds, device):
     """Write what has been found so far; the first of the best candidates wins."""
-    earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    tried = {**earlier.get("tried", {}), **found}
+    tried = {**recorded_before()["tried"], **found}
     found_best = {name: max(candidates, key=lambda one: one["harmonic"]) for name, candidates in tried.items()}
     # Of candidates that erase nothing none is the best: that rival keeps its paper's settings.
     best = {name: one["eraser"] for name, one in found_best.items() if one["harmonic"] > 0}

@@ -146,7 +146,15 @@ def planned(folder, *arguments):
     ("target", "work"),
     [
         ("demo", ["spm demo"]),
-        ("check", ["ruff", "pyright", "lint-imports", '-m "not slow"']),
+        (
+            "check",
+            [
+                "ruff",
+                "pyright",
+                "lint-imports",
+                'pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile -m "not slow"',
+            ],
+        ),
         ("test", ["pytest --numprocesses"]),
     ],
 )
