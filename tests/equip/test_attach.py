@@ -243,6 +243,34 @@ def test_membranes_can_be_added_and_removed_live(pipe, membrane):
         guard.add(membrane)
 
 
+def test_what_changes_while_a_call_is_prepared_is_for_the_next_call(pipe, membrane):
+    """As when another thread adds and removes membranes while this one draws."""
+
+    class Busy:
+        def decide(self, prompts, concept):
+            while changes:
+                changes.pop()()
+            return [Decision(float(concept.concept.name in p.text), "named") for p in prompts]
+
+    def exchange():
+        guard.add(random_membrane(pipe.unet, "dog", scale=0.03, seed=5))
+        guard.remove("cat")
+
+    changes = []
+    bare = draw(pipe, PROMPTS, steps=1)
+    with spm.attach(pipe, membrane, Busy()):
+        cat = draw(pipe, PROMPTS, steps=1)
+    assert changed(cat, bare) == [True, False]
+    with spm.attach(pipe, membrane, Busy()) as guard:
+        changes.append(exchange)
+        assert torch.equal(draw(pipe, PROMPTS, steps=1), cat)
+        assert changed(draw(pipe, PROMPTS, steps=1), bare) == [False, True]
+    with spm.attach(pipe, membrane, Busy()) as guard:
+        changes.append(guard.detach)
+        assert torch.equal(draw(pipe, PROMPTS, steps=1), cat)
+        assert torch.equal(draw(pipe, PROMPTS, steps=1), bare)
+
+
 def test_a_second_attachment_is_refused(pipe, membrane):
     with spm.attach(pipe, membrane), pytest.raises(AttachError, match=r"already holds Attachment\(\[cat\]"):
         spm.attach(pipe, random_membrane(pipe.unet, "dog"))

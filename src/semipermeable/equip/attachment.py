@@ -250,15 +250,20 @@ class Attachment:
     ) -> Generator[Callable[..., Any] | None, None, None]:
         with self._lock:
             gate, binding = self._gate, self._binding
-        rows = self._host.call_rows(args, kwargs)
-        given = given_to(self)
-        if given is not None:
-            membranes, strengths = binding.membranes, given.spread(rows.conditional)
-        else:
-            membranes, strengths = gate.select(self._book.read(rows.text), rows.conditional, named=rows.named)
-        unconditional = tuple(not conditional for conditional in rows.conditional)
-        with binding.act(membranes, strengths, self._prefix(name), unconditional=unconditional) as stand_in:
-            yield stand_in
+            held = binding.hold()  # what is added or removed while the gate decides is for the next call
+        try:
+            rows = self._host.call_rows(args, kwargs)
+            given = given_to(self)
+            if given is not None:
+                membranes, strengths = binding.membranes, given.spread(rows.conditional)
+            else:
+                membranes, strengths = gate.select(self._book.read(rows.text), rows.conditional, named=rows.named)
+            unconditional = tuple(not conditional for conditional in rows.conditional)
+            with binding.act(membranes, strengths, self._prefix(name), unconditional=unconditional) as stand_in:
+                yield stand_in
+        finally:
+            if held:
+                binding.release()
 
 
 def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: Any) -> list[Membrane]:

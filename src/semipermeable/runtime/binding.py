@@ -154,10 +154,8 @@ class Binding:
             self.counter.add(Path.IDLE)
             yield None
             return
-        with self._lock:
-            if self._retired:
-                raise AttachError("these membranes have been detached while a call was being prepared; call again")
-            self._num_calls += 1
+        if not self.hold():
+            raise AttachError("these membranes have been detached; attach them again")
         try:
             if self._compiled:
                 twin = self._twin_for(plan)
@@ -172,12 +170,24 @@ class Binding:
             self._verify(plan, fired)
             self.counter.add(plan.path)
         finally:
-            with self._lock:
-                self._num_calls -= 1
-                self._forget()
+            self.release()
+
+    def hold(self) -> bool:
+        """Keep everything for a call that is being prepared, whatever is removed meanwhile; False if it is too late."""
+        with self._lock:
+            if self._retired and not self._num_calls:
+                return False
+            self._num_calls += 1
+            return True
+
+    def release(self) -> None:
+        """The call that was held for has finished."""
+        with self._lock:
+            self._num_calls -= 1
+            self._forget()
 
     def remove(self) -> None:
-        """Take no further call, and free all memory after the calls in progress in other threads have finished."""
+        """Free all memory after the calls that are in progress or held have finished, and take none from then on."""
         with self._lock:
             self._retired = True
             self._forget()
