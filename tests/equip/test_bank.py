@@ -212,6 +212,30 @@ def test_a_bank_shared_by_two_threads(pipe, path):
     assert len(found) == 2
 
 
+def test_a_membrane_taken_out_while_a_prompt_is_decided_acts_on_nothing(pipe, path):
+    """As when another thread takes it out while this one draws."""
+
+    class Named:
+        def decide(self, prompts, concept):
+            name = concept.concept.name
+            if name in leaving and name in bank:
+                bank.remove(name)
+            return [Decision(float(name in p.text), "named") for p in prompts]
+
+    bank, leaving = spm.Bank(path), set()
+    prompts = ["an icon of a cat", "an icon of a dog"]
+    bare = draw(pipe, prompts)
+    leaving.add("cat")
+    with spm.attach(pipe, bank, Named()) as guard:
+        drawn = draw(pipe, prompts)
+        assert [row.concept for row in guard.trace if row.gamma] == ["dog"]
+    assert [torch.equal(a, b) for a, b in zip(drawn, bare, strict=True)] == [True, False]
+    leaving.add("dog")
+    with spm.attach(pipe, bank, Named()):
+        assert torch.equal(draw(pipe, prompts), bare)
+    assert bank.names == ("clock", "rose")
+
+
 def test_a_gate_of_another_text_encoder_is_not_used(pipe, tmp_path):
     from semipermeable.membrane import GateState, Provenance
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semipermeable.equip.bank.bank import Bank, usable_gate
 from semipermeable.equip.gating import UNKNOWN_TEXT, OnUnknown, RowState, checked, text_of, unknown_decision
-from semipermeable.errors import PermeabilityError
+from semipermeable.errors import AttachError, PermeabilityError
 from semipermeable.files.bank import Record
 from semipermeable.files.foreign import resolve_foreign
 from semipermeable.hosts import Host
@@ -96,7 +96,15 @@ class BankGate:
         if last is not None and last[0] is found and last[1:4] == (list(conditional), named, version):
             return last[4], last[5]
         known = [entry if row or not named else None for entry, row in zip(found, conditional, strict=True)]
-        membranes, strengths = self._select(known, conditional)
+        while True:
+            try:
+                membranes, strengths = self._select(known, conditional)
+                break
+            except AttachError:
+                # Another thread took out a membrane between the decision and the reading.
+                if version == self._bank.version:
+                    raise
+                version = self._bank.version
         self._last = (found, list(conditional), named, version, membranes, strengths)
         return membranes, strengths
 
@@ -111,7 +119,6 @@ class BankGate:
                 rows.append(decided[text])
             else:
                 rows.append(self._unknown())
-        self._record(texts, rows)
         names = sorted({name for row in rows for name, decision in row.items() if decision.gamma})
         membranes = tuple(self._membrane(name) for name in names)
         strengths = torch.zeros(len(rows), len(names))
@@ -119,6 +126,7 @@ class BankGate:
             for column, (name, membrane) in enumerate(zip(names, membranes, strict=True)):
                 if name in decisions:
                     strengths[row, column] = decisions[name].gamma ** membrane.gate_power * self._factor(name)
+        self._record(texts, rows)
         return membranes, strengths
 
     def decide(self, texts: Sequence[str]) -> dict[str, dict[str, Decision]]:
