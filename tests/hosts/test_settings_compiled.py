@@ -149,6 +149,37 @@ def test_replayed_graphs_read_other_strengths_and_other_membranes(made, device, 
             torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
 
 
+def test_what_the_compiled_code_takes_for_fixed_stays_where_it_is(made, monkeypatch):
+    """Dynamo marks inputs that hang on modules as static; a CUDA graph is recorded anew when one of them moves."""
+    pipe, membranes = made("unet", 3)
+    inputs, loaded = [], []
+
+    def backend(graph, tensors):
+        inputs.extend(x for x in tensors if getattr(x, "_dynamo_static_input_type", None))
+        return graph.forward
+
+    def load(self, plan, own=twins.Twin._load):
+        own(self, plan)
+        read = {name: (seat.u, seat.v) for name, seat in self._seats.items()}
+        loaded.append({name: (u.data_ptr(), v.data_ptr()) for name, (u, v) in read.items()})
+        loaded[-1]["gamma"] = self._board.gamma.data_ptr()
+
+    monkeypatch.setattr(twins.Twin, "_load", load)
+    pipe.unet.compile_repeated_blocks(backend=backend, fullgraph=True)
+    with spm.attach(pipe, membranes[0], "open") as guard:
+        one = draw(pipe)
+        guard.add(membranes[1])
+        two = draw(pipe)
+        draw(pipe, PROMPTS[:1])
+        guard.remove("cat")
+        draw(pipe)
+    first, second, alone, third = loaded
+    assert first == second == third
+    assert {**alone, "gamma": 0} == {**first, "gamma": 0}, "another number of rows has strengths of another shape"
+    assert first["gamma"] in {x.data_ptr() for x in inputs}, "the compiler takes what acts for fixed"
+    assert not torch.equal(one, two)
+
+
 class Recorder:
     """A compiler's backend that treats memory as CUDA graphs do, on any device.
 
@@ -161,25 +192,22 @@ class Recorder:
         self.recordings = 0
 
     def __call__(self, graph, example):
-        fixed = [isinstance(x, torch.Tensor) and bool(getattr(x, "_dynamo_static_input_type", None)) for x in example]
+        is_copied = [isinstance(x, torch.Tensor) and not getattr(x, "_dynamo_static_input_type", None) for x in example]
         recorded = {}
 
+        def key_of(x, copied):
+            return x.shape if copied else x.data_ptr() if isinstance(x, torch.Tensor) else x
+
         def replay(*inputs):
-            key = tuple(
-                (x.data_ptr() if is_fixed else x.shape) if isinstance(x, torch.Tensor) else x
-                for x, is_fixed in zip(inputs, fixed, strict=True)
-            )
+            key = tuple(map(key_of, inputs, is_copied))
             if key not in recorded:
                 self.recordings += 1
-                memory = [
-                    x.clone() if isinstance(x, torch.Tensor) and not is_fixed else x
-                    for x, is_fixed in zip(inputs, fixed, strict=True)
-                ]
+                memory = [x.clone() if copied else x for x, copied in zip(inputs, is_copied, strict=True)]
                 recorded[key] = memory, [x.clone() for x in graph.forward(*memory)]
                 return recorded[key][1]
             memory, outputs = recorded[key]
-            for held, new, is_fixed in zip(memory, inputs, fixed, strict=True):
-                if isinstance(held, torch.Tensor) and not is_fixed:
+            for held, new, copied in zip(memory, inputs, is_copied, strict=True):
+                if copied:
                     held.copy_(new)
             for held, new in zip(outputs, graph.forward(*memory), strict=True):
                 held.copy_(new)

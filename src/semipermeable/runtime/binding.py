@@ -170,6 +170,8 @@ class Binding:
             self._verify(plan, fired)
             self.counter.add(plan.path)
         finally:
+            with self._lock:
+                self._evict()
             self.release()
 
     def hold(self) -> bool:
@@ -184,22 +186,24 @@ class Binding:
         """The call that was held for has finished."""
         with self._lock:
             self._num_calls -= 1
-            self._forget()
+            self._free()
 
     def remove(self) -> None:
         """Free all memory after the calls that are in progress or held have finished, and take none from then on."""
         with self._lock:
             self._retired = True
-            self._forget()
+            self._free()
 
-    def _forget(self) -> None:
-        """Drop plans beyond the budget, the oldest first, or all when retired; the lock is held."""
+    def _free(self) -> None:
+        """Drop everything once retired and no call is left; the lock is held."""
         if self._retired and not self._num_calls:
             self._plans.clear()
             self._texts.clear()
             self._last = None
             self._twin = None
-            return
+
+    def _evict(self) -> None:
+        """Drop plans beyond the budget, the oldest first; the lock is held."""
         if len(self._plans) <= 1:
             return
         held = {key: plan.num_bytes for key, plan in self._plans.items()}
