@@ -5,7 +5,8 @@
 For each recipe and concept: train, hold the membrane open on every prompt, and judge as `ablation.py` does (target,
 near twins, the other axis, kept objects and styles, doubt about the style; same prompts and noise for all). Seconds are
 wall time beside processor time of all threads, which other programs on the machine do not stretch as much. Writes
-`benchmarks/results/making.json` after every cell; cells already there are not made again (`--fresh` forgets them).
+`benchmarks/results/making.json` after every cell; those of the same commit, machine
+and counts are not made again, others are refused (`--fresh` forgets them).
 Only objects and styles used for tuning belong here; figures that are to be reported come from others.
 """
 
@@ -98,8 +99,13 @@ def main():
     pipe, spec, judge = zoo.load("emoji"), zoo.spec("emoji"), zoo.judge("emoji")
     pipe.set_progress_bar_config(disable=True)
     counts = (given.num_target, given.num_kept)
-    known = {} if given.fresh or not given.out.exists() else json.loads(given.out.read_text(encoding="utf-8"))["cells"]
-    result = {**header(given), "cells": known}
+    result = {**header(given), "cells": {}}
+    if given.out.exists() and not given.fresh:
+        known = json.loads(given.out.read_text(encoding="utf-8"))
+        changed = [name for name in result if name != "cells" and result[name] != known.get(name)]
+        if changed:
+            parser.error(f"cells of {given.out} had another {', '.join(changed)}; give --fresh or another --out")
+        result = known
     for recipe in given.recipe or RECIPES:
         for concept in given.concept:
             cells = result["cells"].setdefault(concept, {})

@@ -1,7 +1,9 @@
 """Write the committed tables where people read them: README.md, docs/benchmarks/bundled.md and their picture.
 
+Figures follow from verdicts: those of a committed result that was made by an earlier version are reckoned anew first.
+
     python benchmarks/show_results.py           # write
-    python benchmarks/show_results.py --check   # exit 1 if a page does not say what results/ says
+    python benchmarks/show_results.py --check   # exit 1 if a page or a result's figures do not follow from its verdicts
 
 Reads `results` and nothing else, so that every figure on those pages is one of a committed result. Text between
 `<!-- results:NAME -->` and `<!-- /results -->` belongs to this program: NAME is a benchmark of `results/main`, or
@@ -9,14 +11,19 @@ TABLE/BENCHMARK of another folder.
 """
 
 import argparse
+import json
 import math
+import os
 import re
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from semipermeable.evaluation.assembly import estimates_json
 from semipermeable.evaluation.bench_report import read_sections
+from semipermeable.evaluation.experiments import write_committed
 from semipermeable.evaluation.scores import FIGURES, differences_of, resample
 
 HOME = Path(__file__).resolve().parent.parent
@@ -288,6 +295,18 @@ def filled(text, blocks):
     return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- /results -->", fill, text, flags=re.S)
 
 
+def outdated(sections):
+    """Yield path and new content of every result whose figures are not those of its verdicts."""
+    for section in sections:
+        for one in (section.base, *section.open, *section.gated):
+            path = one.place.result
+            content = json.loads(path.read_text(encoding="utf-8"))
+            figures = {name: found for name, found in one.figures.items() if name not in one.result.sets}
+            now = {"figures": estimates_json(figures), "differences_to_base": estimates_json(one.differences)}
+            if any(content[part] != found for part, found in now.items()):
+                yield path, {**content, **now}
+
+
 def main():
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,22 +314,27 @@ def main():
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     tables = {path.name: read_sections(path) for path in sorted(arguments.results.iterdir()) if any(path.glob(RESULTS))}
+    stale = []
+    for path, content in outdated(chain.from_iterable(tables.values())):
+        stale.append(path)
+        if not arguments.check:
+            write_committed(path, content)
     sections = {section.benchmark.name: section for section in tables.pop("main")}
     panels = [sections[name] for name in PANELS if name in sections]
     blocks = {name: full(section) for name, section in sections.items()} | {"summary": summary(panels)}
     for table, found in tables.items():
         blocks |= {f"{table}/{section.benchmark.name}": full(section) for section in found}
-    stale = []
     for path in PAGES:
         before = path.read_text(encoding="utf-8")
         after = filled(before, blocks)
         if after != before:
-            stale.append(path.relative_to(HOME))
+            stale.append(path)
             if not arguments.check:
                 path.write_text(after, encoding="utf-8")
     if not arguments.check:
         draw(panels, PICTURE)
-    print(f"{'stale' if arguments.check else 'written'}: {', '.join(map(str, stale)) or 'nothing'}")
+    names = ", ".join(os.path.relpath(path, HOME) for path in stale)
+    print(f"{'stale' if arguments.check else 'written'}: {names or 'nothing'}")
     return 1 if arguments.check and stale else 0
 
 

@@ -7,7 +7,8 @@
 Each candidate erases "cat" and "neon", one at a time, and draws 16 pictures for each in 12 steps: half of the concept,
 half of others, near twins first. Candidates are compared by the harmonic mean of UA, IRA and CRA. Shards lie in
 `out/tune` and are never drawn twice, so that a stopped run goes on; `benchmarks/results/tune_rivals.json` holds every
-candidate, none of which is run again on as many pictures, and the best of each eraser, which is also written to
+candidate and on how many pictures it was judged, none of which is run again on as many, and the best of each eraser
+among those judged on the same number (as more candidates were, then on more pictures), which is also written to
 `erasers/tuned.json`, where `NAME:tuned` is read from, and to the table of `docs/evaluation.md`. Afterwards
 `write_experiments.py` adds the experiments of what was found.
 """
@@ -15,6 +16,7 @@ candidate, none of which is run again on as many pictures, and the best of each 
 import argparse
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,29 +128,49 @@ def figures_of(path):
     """What a candidate is judged by."""
     content = json.loads(path.read_text(encoding="utf-8"))
     figures = {name: content["figures"][name]["value"] for name in ("harmonic", "ua", "ira", "cra")}
-    return {"eraser": content["eraser"], **figures, "prepare_seconds": content["costs"]["prepare_seconds"]}
+    costs = content["costs"]
+    return {
+        "eraser": content["eraser"],
+        "pictures": costs["pictures"],
+        **figures,
+        "prepare_seconds": costs["prepare_seconds"],
+    }
 
 
-def recorded_before():
-    """What the file of candidates holds."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"pictures": None, "tried": {}}
+def tried_before():
+    """Every candidate in the file, by eraser."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["tried"] if RESULTS.is_file() else {}
 
 
 def judged(name, pictures):
-    """The candidates of an eraser that have been judged on as many pictures, by their spec."""
-    earlier = recorded_before()
-    return {one["eraser"]: one for one in earlier["tried"].get(name, ()) if earlier["pictures"] == pictures}
+    """The specs of an eraser's candidates that have been judged on as many pictures."""
+    return {one["eraser"] for one in tried_before().get(name, ()) if one["pictures"] == pictures}
 
 
-def recorded(found, seeds, device):
+def joined(tried, name, new):
+    """Return all candidates with a new one of an eraser, in the grid's order; its own earlier verdict gives way."""
+    key = (new["eraser"], new["pictures"])
+    mine = [one for one in tried.get(name, ()) if (one["eraser"], one["pictures"]) != key]
+    order = {spec: number for number, spec in enumerate(GRID[name])}
+    mine = sorted([*mine, new], key=lambda one: (one["pictures"], order.get(one["eraser"], len(order))))
+    return {**tried, name: mine}
+
+
+def best_of(candidates):
+    """Return the best of those judged on one number of pictures: the number that most have, else the larger."""
+    counts = Counter(one["pictures"] for one in candidates)
+    pictures = max(counts, key=lambda count: (counts[count], count))
+    return max((one for one in candidates if one["pictures"] == pictures), key=lambda one: one["harmonic"])
+
+
+def recorded(name, new, device):
     """Write what has been found so far; the first of the best candidates wins."""
-    tried = {**recorded_before()["tried"], **found}
-    found_best = {name: max(candidates, key=lambda one: one["harmonic"]) for name, candidates in tried.items()}
+    tried = joined(tried_before(), name, new)
+    found_best = {name: best_of(candidates) for name, candidates in tried.items()}
     # Of candidates that erase nothing none is the best: that rival keeps its paper's settings.
     best = {name: one["eraser"] for name, one in found_best.items() if one["harmonic"] > 0}
     content = {
         "concepts": CONCEPTS,
-        "pictures": 2 * 2 * PER_ROLE * seeds,
         "best": best,
         "tried": tried,
         "device": device,
@@ -189,11 +211,11 @@ def main():
     panel = Tools().panel(benchmark, plan.judges)
     tools = Tools(load=lambda *_: pipe, panel=lambda *_: panel)
     for name in arguments.only:
-        found = judged(name, 2 * 2 * PER_ROLE * arguments.seeds)
-        for spec in [one for one in GRID[name] if one not in found]:
+        done = judged(name, 2 * 2 * PER_ROLE * arguments.seeds)
+        for spec in [one for one in GRID[name] if one not in done]:
             _, path = run(replace(plan, erasers=(spec,)), arguments.out, bar=progress_bar, tools=tools)
-            found[spec] = one = figures_of(path)
-            recorded({name: [found[one] for one in GRID[name] if one in found]}, arguments.seeds, plan.device)
+            one = figures_of(path)
+            recorded(name, one, plan.device)
             print(
                 f"{one['harmonic']:.3f}  ua {one['ua']:.2f} ira {one['ira']:.2f} cra {one['cra']:.2f}  {spec}",
                 flush=True,

@@ -16,7 +16,7 @@ from semipermeable.errors import ConfigError
 from semipermeable.evaluation.assembly import Result, read_result
 from semipermeable.evaluation.bench_plane import histogram, plane
 from semipermeable.evaluation.benchmarks.plan import Benchmark, Case, Row
-from semipermeable.evaluation.results import Place, read_benchmark
+from semipermeable.evaluation.results import Place, canonical, read_benchmark
 from semipermeable.evaluation.scores import (
     FIGURES,
     Estimate,
@@ -187,9 +187,7 @@ def _view(section: Section, level: ClusterLevel) -> dict[str, Any]:
     names = [name for name in FIGURES if any(name in one.figures for one in everyone)]
     parts = list(dict.fromkeys(name for one in everyone for name in one.figures if ":" in name))
     groups = [("gated", section.gated), ("always open", section.open)]
-    machines = {
-        str(machine.get("commit")): machine for one in everyone for machine in one.result.environment["machines"]
-    }
+    machines = {canonical(machine): machine for one in everyone for machine in one.result.environment["machines"]}
     return {
         "benchmark": section.benchmark,
         "seeds": len({seed for _, seed in section.base.result.shards}),

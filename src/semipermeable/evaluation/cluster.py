@@ -82,14 +82,17 @@ def _draw(unit: Unit, model: str, tools: "Tools", files: Files) -> Files:
 
 
 def _localised(spec: str, files: Files, folder: Path) -> str:
-    """Write an eraser's files down here, and return its spec with their paths."""
+    """Write an eraser's files down here, and return its spec with their paths; names of shipped membranes stay."""
     if not files:
         return spec
     name, _, argument = spec.partition(":")
     parts: list[str] = []
-    for number, part in enumerate(argument.split(",")):
+    for number, part in enumerate(map(str.strip, argument.split(","))):
+        if part not in files:
+            parts.append(part)
+            continue
         path = folder / f"{number}.safetensors"
-        path.write_bytes(files[part.strip()])
+        path.write_bytes(files[part])
         parts.append(str(path))
     return f"{name}:{','.join(parts)}"
 

@@ -13,7 +13,7 @@ per benchmark; the others follow by their number of steps. A table of results is
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -32,7 +32,7 @@ from semipermeable.evaluation.runner import Bar, RunPlan, Tools, run
 from semipermeable.files.atomic import write_atomically
 from semipermeable.training import TrainConfig
 
-__all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments", "unfinished"]
+__all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments", "unfinished", "write_committed"]
 
 _REQUIRED = ("benchmark", "eraser", "seeds")
 _OPTIONAL = ("cases", "train_seed")
@@ -272,11 +272,18 @@ def _commit(experiment: Experiment, folders: Folders, found: Benchmark) -> Path:
     place = folders.place(experiment, committed=True)
     place.folder.mkdir(parents=True, exist_ok=True)
     write_benchmark(place.root / "benchmark.json", found)
-    # One line for each part: small, and a change shows where it is.
-    parts = {"experiment": experiment.configuration, **content}
+    write_committed(place.result, {"experiment": experiment.configuration, **content})
+    return place.result
+
+
+def write_committed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a committed result: one line for each part, so that it is small and a change shows where it is.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     lines = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
-        for key, value in parts.items()
+        for key, value in content.items()
     )
-    write_atomically(place.result, f"{{\n{lines}\n}}\n".encode())
-    return place.result
+    write_atomically(path, f"{{\n{lines}\n}}\n".encode())

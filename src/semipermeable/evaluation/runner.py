@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -136,10 +136,10 @@ def run(plan: RunPlan, out: Path, *, bar: Bar, tools: Tools | None = None) -> li
     used = tools or Tools()
     root = out / plan.benchmark.key
     # Everything that can be wrong is found before the first picture: names, files, what the folder holds.
-    recipes = {spec: getattr(used.eraser(spec), "recipe", None) for spec in plan.everyone}
+    decided = {spec: _decided(used.eraser(spec)) for spec in plan.everyone}
     panel = used.panel(plan.benchmark, plan.judges)
     weights = identity_of(plan.source)
-    wanted = {spec: configuration_of(plan, spec, recipe, weights) for spec, recipe in recipes.items()}
+    wanted = {spec: configuration_of(plan, spec, settings, weights) for spec, settings in decided.items()}
     units = [unit for spec in plan.everyone for unit in _pending(plan, Place(root, spec), wanted[spec])]
     write_benchmark(root / "benchmark.json", plan.benchmark)
     total = sum(unit.num_pictures for unit in units)
@@ -160,20 +160,26 @@ def _named(spec: str) -> list[str]:
     return [part.strip() for part in spec.partition(":")[2].split(",")]
 
 
-def configuration_of(plan: RunPlan, spec: str, recipe: Mapping[str, Json] | None, weights: str) -> str:
+def _decided(method: Eraser) -> Mapping[str, Json] | None:
+    """Return the recipe of an eraser's training, or the settings of one that solves; None for one without either."""
+    settings: Any = getattr(method, "settings", None)
+    return getattr(method, "recipe", None) or (asdict(settings) if is_dataclass(settings) else None)
+
+
+def configuration_of(plan: RunPlan, spec: str, decided: Mapping[str, Json] | None, weights: str) -> str:
     """Return the hash under which shards may be joined.
 
     Args:
         plan: names benchmark, dtype and training seed.
         spec: of the eraser; files and shipped membranes that it names count by content.
-        recipe: of its training (`artefacts`), which may change under the same spec; None if nothing is trained.
+        decided: its recipe (`artefacts`) or settings, which may change under the same spec; None if it has neither.
         weights: identity of the model, see `weights.identity_of`.
     """
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(spec)]
     digests += [digest(zoo.membrane(concept)) for part in _named(spec) if (concept := shipped_name(part))]
     seed = plan.train_seed if spec != BASE else None
-    trained = [] if recipe is None else [dict(recipe)]
-    return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed, *trained])
+    settings = [] if decided is None else [dict(decided)]
+    return short_hash([plan.benchmark.digest, weights, plan.dtype, spec, digests, seed, *settings])
 
 
 def _pending(plan: RunPlan, place: Place, wanted: str) -> Iterator[Unit]:

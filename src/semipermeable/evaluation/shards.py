@@ -164,7 +164,8 @@ def _record(
         case=case.name,
         seed=seed,
         pixels=tuple(one.digest for one in drawn),
-        erasure=dict(erasure.config),
+        # A worker on another machine knows the files of a spec string by other paths.
+        erasure={**erasure.config, "eraser": unit.eraser},
         numerics={
             "device": unit.device,
             "dtype": unit.dtype,

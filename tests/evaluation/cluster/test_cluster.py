@@ -1,5 +1,7 @@
 """Drawing on a real Ray cluster of two workers on this machine, one of which is killed while it works."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -113,3 +115,36 @@ def test_membrane_files_travel_with_the_task(tmp_path):
     assert [Path(part).read_bytes() for part in parts.split(",")] == [b"one", b"two"]
     assert module._files("sld:max") == {}
     assert module._localised("sld:max", {}, there) == "sld:max"
+
+
+@dataclasses.dataclass
+class Named(fakes.FakeEraser):
+    """Says in its settings what it was called, as real erasers do."""
+
+    def prepare(self, pipe, concepts, *, seed, progress=False):
+        spec, self.name = self.name, "noop" if self.name == "noop" else "blunt"
+        made = super().prepare(pipe, concepts, seed=seed)
+        return dataclasses.replace(made, config={"eraser": spec, "seed": seed})
+
+
+def test_tasks_of_one_case_agree_on_settings_wherever_its_files_lie(tmp_path, monkeypatch):
+    from semipermeable.evaluation import cluster as module
+
+    @contextlib.contextmanager
+    def connected(_address):
+        yield None
+
+    def one_by_one(_ray, work, jobs, arguments, _told, *, num_gpus):
+        assert num_gpus == 0
+        for job in jobs:
+            yield job, work(*arguments(job))
+
+    monkeypatch.setattr(module, "connected", connected)
+    monkeypatch.setattr(module, "gather", one_by_one)
+    file = tmp_path / "cat.safetensors"
+    file.write_bytes(b"a membrane")
+    spec = f"spm:{file},zoo:horse"
+    tools = Tools(load=fakes.load, eraser=Named, panel=fakes.panel)
+    plan = RunPlan(benchmark=fakes.small_benchmark(), erasers=(spec,), seeds=2, cluster="auto", workers=8)
+    _, path = run(plan, tmp_path / "out", bar=fakes.silent, tools=tools)
+    assert {one["eraser"] for one in json.loads(path.read_text(encoding="utf-8"))["erasures"].values()} == {spec}

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from evaluation.erasers.quick import ESD, quick
-from semipermeable.errors import DivergenceError, UnknownNameError
+from semipermeable.errors import ConfigError, DivergenceError, UnknownNameError
 from semipermeable.evaluation.erasers import eraser
 from semipermeable.evaluation.erasers.concept_ablation import AblationSettings, ConceptAblation
 from semipermeable.evaluation.erasers.esd import Esd, EsdSettings
@@ -125,3 +126,27 @@ def test_the_reference_gates_a_whole_batch_by_its_first_prompt(pipe, concept, pr
     save(random_membrane(pipe.unet, concept.name), path)
     with eraser(f"spm-reference:{path}").prepare(pipe, [concept], seed=0).applied(pipe) as erased:
         assert not torch.allclose(drawn(erased, prompts)[1], drawn(erased, prompts[1:] * 2)[1], atol=1e-4)
+
+
+def test_the_reference_draws_with_checkpoints_of_its_own_format(pipe, concept, prompts, drawn, tmp_path):
+    membrane = random_membrane(pipe.unet, concept.name)
+    save(membrane, tmp_path / "native.safetensors")
+    tensors = {}
+    for site, (u, v) in membrane.pairs.items():
+        base = "lora_unet_" + site.replace(".", "_")
+        tensors |= {f"{base}.lora_up.weight": u.clone(), f"{base}.lora_down.weight": v.clone()}
+        tensors[f"{base}.alpha"] = torch.tensor(float(membrane.rank))
+    meta = {"prompts": concept.name, "rank": str(membrane.rank), "alpha": str(float(membrane.rank))}
+    save_file(tensors, tmp_path / "theirs.safetensors", meta)
+    pictures = []
+    for name in ("native", "theirs"):
+        made = eraser(f"spm-reference:{tmp_path / name}.safetensors").prepare(pipe, [concept], seed=0)
+        with made.applied(pipe) as erased:
+            pictures.append(drawn(erased, prompts))
+    assert torch.equal(*pictures)
+
+
+def test_the_reference_cannot_add_factors_of_two_ranks(tiny_unet):
+    one, two = random_membrane(tiny_unet), random_membrane(tiny_unet, "dog", rank=2)
+    with pytest.raises(ConfigError, match=r"all need one rank; at .* that of 'dog' has 2, others have 1"):
+        cross_summed([one, two], [1, 1])

@@ -1,10 +1,13 @@
 """Judges of real models, from local files in the published formats; and the bundled canaries' judge."""
 
+import io
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evaluation import tiny_world
 from semipermeable import zoo
@@ -130,3 +133,16 @@ def test_panels_ask_for_what_they_need():
         open_panel(found, JudgeSources())
     with pytest.raises(ConfigError, match="judged by the judges of the bundled model; drop --clip"):
         open_panel(benchmark("emoji-objects"), JudgeSources(clip="openai/clip-vit-base-patch32"))
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole, "PNG")
+    broken = whole.getvalue().replace(b"IDAT", b"\x00\x01AT", 1)
+    huge = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
+    for name, content in (("text", b"no picture"), ("broken", broken), ("huge", huge.getvalue())):
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{name}\.png' cannot be read .*; replace or remove it"):
+            read_picture(path)

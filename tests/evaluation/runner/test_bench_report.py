@@ -190,3 +190,12 @@ def test_histogram_counts_everything_once():
     found = histogram([0.0, 0.001, 0.005, 0.02, 0.05, 0.1, 1.0, 0.0])
     assert [bar["share"] for bar in found] == [0.25, 0.125, 0.125, 0.125, 0.125, 0.25]
     assert [bar["label"] for bar in found] == ["none", "< 0.003", "< 0.01", "< 0.03", "< 0.1", "≥ 0.1"]
+
+
+def test_machines_of_one_commit_are_all_named(copied):
+    for number, path in enumerate(sorted(copied.rglob("result.json"))):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["environment"]["machines"][0] |= {"commit": None, "processor": f"processor number {number}"}
+        path.write_text(json.dumps(content), encoding="utf-8")
+    _, _, text = page(copied)
+    assert [number for number in range(len(ERASERS) + 1) if f"processor number {number}" not in text] == []

@@ -19,6 +19,8 @@ from semipermeable import zoo
 from semipermeable.errors import ConfigError, UnknownNameError
 from semipermeable.evaluation import shards
 from semipermeable.evaluation.assembly import read_result
+from semipermeable.evaluation.erasers import eraser
+from semipermeable.evaluation.erasers.artefacts import Cached
 from semipermeable.evaluation.results import Place, read_benchmark, read_shard
 from semipermeable.evaluation.runner import RunPlan, Tools, configuration_of, run
 
@@ -239,6 +241,22 @@ def test_the_same_name_with_another_recipe_is_refused(tmp_path):
     measure(tmp_path, "blunt", tools=tools)
     measure(tmp_path, "blunt", tools=tools)
     Trained.recipe = {"learning_rate": 2e-3}
+    with pytest.raises(ConfigError, match="was drawn under configuration"):
+        measure(tmp_path, "blunt", tools=tools)
+
+
+@pytest.mark.parametrize("spec", ["uce:ridge=1", "gated-uce:ridge=1", "sld:weak"])
+def test_the_same_name_with_other_settings_is_refused(tmp_path, spec):
+    """An eraser that solves has no recipe: its settings decide, as those of "uce:tuned" do when they are found anew."""
+
+    class Solving(fakes.FakeEraser):
+        settings = eraser(spec).settings
+
+    tools = dataclasses.replace(TOOLS, eraser=lambda name: Cached(Solving(name), tmp_path / "artefacts"))
+    measure(tmp_path, "blunt", tools=tools)
+    measure(tmp_path, "blunt", tools=tools)
+    field = dataclasses.fields(Solving.settings)[0].name
+    Solving.settings = dataclasses.replace(Solving.settings, **{field: 7.0})
     with pytest.raises(ConfigError, match="was drawn under configuration"):
         measure(tmp_path, "blunt", tools=tools)
 

@@ -113,3 +113,45 @@ def test_by_case_and_titles():
     assert figure_of("ua").better == "high"
     with pytest.raises(KeyError):
         figure_of("nothing")
+
+
+def two_concepts():
+    """Two concepts, each with two captions of its own and two of others; the first is erased, the second is not."""
+    asked = ["cat", "cat", "bus", "bus", "dog", "dog", "bus", "bus"]
+    seen = ["bus", "bus", "bus", "bus", "dog", "dog", "bus", "bus"]
+    hits = canvas_hits(asked, seen, ["flat"] * 8, ["flat"] * 8, [True, True, False, False] * 2)
+    zeros = torch.zeros(8)
+    return sheet(
+        concepts=("cat",) * 4 + ("dog",) * 4,
+        prompts=tuple("abcdefgh"),
+        seeds=(0,) * 8,
+        tags=("plain",) * 8,
+        hits=hits,
+        base_right=torch.ones(8, dtype=torch.bool),
+        drift=zeros,
+        identical=zeros,
+    )
+
+
+def test_every_concept_keeps_its_weight_in_every_draw():
+    """Captions of a concept are drawn among themselves: UA of two concepts that agree inside does not vary."""
+    both = two_concepts()
+    draws = resample(both, replicates=200)
+    ua = draws.means(~both.hits.right, both.hits.targets)
+    assert ua.eq(0.5).all()
+    own = torch.tensor([True, True, False, False, False, False, False, False])
+    assert draws.weights[:, own].sum(1).eq(2).all()
+    assert draws.weights[:, own].unique().tolist() == [0, 1, 2]
+
+
+def test_pictures_of_the_only_caption_are_drawn_one_by_one():
+    both = dataclasses.replace(two_concepts(), prompts=("a", "a", *"cdefgh"))
+    weights = resample(both, replicates=200).weights
+    assert weights[:, :2].sum(1).eq(2).all()
+    assert weights[:, 0].unique().tolist() == [0, 1, 2]
+
+
+def test_a_difference_says_how_many_rows_are_behind_it():
+    both = two_concepts()
+    found = differences_of(both, both, resample(both, replicates=10))
+    assert (found["ua"].n, found["ira"].n, found["harmonic"].n) == (4, 4, 8)

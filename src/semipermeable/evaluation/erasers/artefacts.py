@@ -126,6 +126,11 @@ class Cached:
         """Of the eraser; None if nothing is trained."""
         return self.inner.recipe if isinstance(self.inner, _Slow) else None
 
+    @property
+    def settings(self) -> Any:
+        """Of the eraser; None if it has none."""
+        return getattr(self.inner, "settings", None)
+
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Erasure:
         """See `Eraser`."""
         inner, recipe = self.inner, self.recipe

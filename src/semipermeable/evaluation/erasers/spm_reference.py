@@ -21,12 +21,14 @@ from torch import Tensor
 
 from semipermeable.concept import Concept
 from semipermeable.equip import fold
+from semipermeable.errors import ConfigError
 from semipermeable.evaluation.erasers.gates import as_list
 from semipermeable.evaluation.erasers.protocol import Card, Draw
 from semipermeable.evaluation.erasers.reference_training import ReferenceSettings, train_as_reference
 from semipermeable.evaluation.erasers.spm import membranes_for
 from semipermeable.evaluation.erasers.subjects import Subject, configuration, subjects_of
 from semipermeable.evaluation.erasers.weights import bare_denoiser
+from semipermeable.files.foreign import resolve_foreign
 from semipermeable.files.native import digest, to_bytes
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Json, Membrane
@@ -49,11 +51,19 @@ def cross_summed(membranes: Sequence[Membrane], gamma: Sequence[float]) -> dict[
     Args:
         membranes: of one rank.
         gamma: γ of each.
+
+    Raises:
+        ConfigError: if two membranes have different ranks at a site; the released code cannot sum them either.
     """
     summed: dict[str, tuple[Tensor, Tensor]] = {}
     for membrane, g in zip(membranes, gamma, strict=True):
         for name, (u, v) in membrane.pairs.items():
             before = summed.get(name, (torch.zeros_like(u), torch.zeros_like(v)))
+            if before[0].shape != u.shape:
+                raise ConfigError(
+                    f"spm-reference adds membranes factor by factor, so all need one rank; at {name!r} that of "
+                    f"{membrane.name!r} has {u.shape[1]}, others have {before[0].shape[1]}"
+                )
             summed[name] = (before[0] + g * u, before[1] + g * v)
     return summed
 
@@ -130,7 +140,9 @@ class SpmReference:
         """See `Eraser`."""
         subjects = subjects_of(pipe, concepts)
         if self.files:
-            membranes = membranes_for([subject.concept for subject in subjects], self.files)
+            denoiser = host_for(pipe).denoiser
+            loaded = membranes_for([subject.concept for subject in subjects], self.files)
+            membranes = tuple(resolve_foreign(membrane, denoiser) for membrane in loaded)
         else:
             workshop = Workshop(pipe)
             membranes = tuple(self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects)

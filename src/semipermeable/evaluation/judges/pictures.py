@@ -13,6 +13,8 @@ from semipermeable.errors import ConfigError
 __all__ = ["picture_files", "read_batches", "read_picture"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises: a broken chunk of a PNG is a SyntaxError, and an immense picture has an error of its own."""
 
 
 def read_picture(path: Path, side: int | None = None) -> Tensor:
@@ -31,7 +33,7 @@ def read_picture(path: Path, side: int | None = None) -> Tensor:
             if side is not None:
                 plain = plain.resize((side, side), Image.Resampling.BICUBIC)
             pixels = np.asarray(plain, dtype=np.float32) / 255
-    except OSError as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"picture {str(path)!r} cannot be read ({error}); replace or remove it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

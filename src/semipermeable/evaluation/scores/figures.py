@@ -6,8 +6,10 @@ where all rows agree: the interval of a share is widened to its Wilson interval 
 joined figure to where one of its parts at a time would bring it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -141,14 +143,25 @@ def resample(
 
     Args:
         sheet: any of those to compare.
-        level: what is drawn: captions or seeds within each concept, which stays; or whole concepts.
+        level: what is drawn: captions within each concept's own pictures and within the others of its case, both of
+            which stay as many; seeds within each case; or whole concepts. Where there is one caption, as of a
+            memorised picture, nothing can be said of others, and its pictures are drawn.
         seed: of the draws.
         replicates: number of draws.
     """
-    clusters = {"concept": sheet.concepts, "prompt": sheet.prompts, "seed": sheet.seeds}[level]
-    strata = None if level == "concept" else sheet.concepts
     generator = torch.Generator().manual_seed(seed)
-    return Resampling.draw(clusters, strata, generator=generator, replicates=replicates)
+    draw = partial(Resampling.draw, generator=generator, replicates=replicates)
+    if level == "concept":
+        return draw(sheet.concepts)
+    if level == "seed":
+        return draw(sheet.seeds, sheet.concepts)
+    strata = list(zip(sheet.concepts, sheet.hits.asks.tolist(), strict=True))
+    captions = Counter(stratum for stratum, _ in set(zip(strata, sheet.prompts, strict=True)))
+    clusters = [
+        prompt if captions[stratum] > 1 else (prompt, row)
+        for row, (stratum, prompt) in enumerate(zip(strata, sheet.prompts, strict=True))
+    ]
+    return draw(clusters, strata)
 
 
 def figures_of(sheet: Sheet, draws: Resampling) -> dict[str, Estimate]:
@@ -190,7 +203,11 @@ def differences_of(after: Sheet, before: Sheet, draws: Resampling) -> dict[str, 
     point, other = _points(mine, shared), _points(theirs, shared)
     return _ordered(
         {
-            name: Estimate(point[name] - other[name], *percentiles(drawn), len(after.prompts))
+            name: Estimate(
+                point[name] - other[name],
+                *percentiles(drawn),
+                int(mine[name][1].sum()) if name in mine else len(after.prompts),
+            )
             for name, drawn in samples.items()
         }
     )

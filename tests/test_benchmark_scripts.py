@@ -1,0 +1,57 @@
+"""What the programs in benchmarks/ keep of earlier runs: nothing is passed off as something else."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    """The module that searches settings of rivals."""
+    spec = importlib.util.spec_from_file_location("tune_rivals", SCRIPTS / "tune_rivals.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def candidate(spec, pictures, harmonic):
+    return {"eraser": spec, "pictures": pictures, "harmonic": harmonic}
+
+
+def test_a_candidate_keeps_the_number_of_pictures_it_was_judged_on(tuning):
+    tried = {"uce": [candidate("uce", 32, 0.9), candidate("uce:ridge=5", 32, 0.8)]}
+    joined = tuning.joined(tried, "uce", candidate("uce", 64, 0.7))
+    assert joined["uce"] == [*tried["uce"], candidate("uce", 64, 0.7)]
+    again = tuning.joined(joined, "uce", candidate("uce", 32, 0.5))
+    assert [one["harmonic"] for one in again["uce"]] == [0.5, 0.8, 0.7]
+    assert set(tuning.joined(tried, "rece", candidate("rece", 64, 1.0))) == {"uce", "rece"}
+
+
+def test_only_candidates_judged_on_the_same_pictures_are_compared(tuning):
+    few = [candidate("uce", 32, 0.9), candidate("uce:ridge=5", 32, 0.95)]
+    assert tuning.best_of([*few, candidate("uce", 64, 1.0)])["eraser"] == "uce:ridge=5"  # a search that was stopped
+    many = [candidate("uce", 64, 0.7), candidate("uce:ridge=5", 64, 0.6)]
+    assert tuning.best_of([*few, *many]) == many[0]
+
+
+def test_the_file_says_of_every_candidate_how_many_pictures_it_had(tuning):
+    assert {one["pictures"] for name in tuning.GRID for one in tuning.tried_before()[name]} == {32}
+    assert "uce" in tuning.judged("uce", 32)
+    assert not tuning.judged("uce", 64)
+
+
+def test_cells_made_in_another_way_do_not_get_a_new_header(tmp_path):
+    out = tmp_path / "making.json"
+    out.write_text(json.dumps({"num_target": 96, "cells": {"church": {}}}), encoding="utf-8")
+    command = [sys.executable, SCRIPTS / "making.py", "--concept", "church", "--out", out]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "had another num_target" in found.stderr
+    assert "--fresh" in found.stderr
+    assert json.loads(out.read_text(encoding="utf-8")) == {"num_target": 96, "cells": {"church": {}}}
