@@ -96,7 +96,8 @@ def summary(sections):
     ]
     lines = ["| | " + " | ".join([*titles, "mean H"]) + " |", rule(len(titles) + 2)]
     base = [f"{section.base.figures[name].value:.3f}" for section in sections for name in SHARES]
-    lines.append(f"| base model | {' | '.join([*base, '0'])} |")
+    bare = fmean(section.base.rank for section in sections)
+    lines.append(f"| base model | {' | '.join([*base, f'{bare:.3f}'])} |")
     for group, title in GROUPS:
         lines.append(f"| **{title}** |" + " |" * (len(titles) + 1))
         names = summarised(sections, group)

@@ -93,6 +93,14 @@ def test_memorised_art():
     assert [row.picture for row in asked(found.cases[0], "target")] == ["the-wave"] * 2
 
 
+def test_titles_in_other_scripts_are_cases_of_their_own(tmp_path):
+    path = tmp_path / "art.csv"
+    path.write_text("prompt,title,evaluation_seed\na wave,神奈川沖浪裏,1\na hill,凱風快晴,2\n", encoding="utf-8")
+    found = benchmark("memorised-art", Request(prompts=(path,)))
+    assert all(case.name for case in found.cases)
+    assert len({case.name for case in found.cases}) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "file", "concepts", "words"),
     [

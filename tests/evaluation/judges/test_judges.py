@@ -71,6 +71,8 @@ def test_a_classifier_answers_in_the_words_of_the_benchmark(tmp_path, pictures):
     assert Classifiers(classifier, None).styles == ()
     with pytest.raises(UnknownNameError, match="did you mean 'cassette player'"):
         ImageClassifier(str(tmp_path), ["casette player"])
+    with pytest.raises(ConfigError, match="'tench' and 'tinca tinca' are one class of the classifier"):
+        ImageClassifier(str(tmp_path), ["tench", "tinca tinca"])
 
 
 def test_scripts_are_called_as_the_published_ones(scripts, pictures):

@@ -5,6 +5,7 @@ printed, and that nobody has run it here yet. The model is Stable Diffusion 1.4 
 the scheduler that comes with it.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def _target(name: str, text: str = "{}", surrogate: str = "") -> Target:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """Return a case's name; a title without Latin letters gets a hash."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def _benchmark(

@@ -134,7 +134,13 @@ def _named(labels: Sequence[str], wanted: Sequence[str], source: str) -> tuple[s
     for name in wanted:
         if _plain(name) not in known:
             raise UnknownNameError(closest(_plain(name), known, what=f"class of the classifier {source!r}"))
-        names[known[_plain(name)]] = name
+        index = known[_plain(name)]
+        if names[index] in wanted and names[index] != name:
+            raise ConfigError(
+                f"{names[index]!r} and {name!r} are one class of the classifier {source!r} ({labels[index]!r}); "
+                "it cannot tell them apart, so ask for one of them"
+            )
+        names[index] = name
     return tuple(names)
 
 
