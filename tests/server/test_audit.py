@@ -9,7 +9,7 @@ import textwrap
 import threading
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from semipermeable.errors import AuditError
@@ -80,6 +80,28 @@ def test_deleting_a_tenant_leaves_the_others_and_a_note(log, tmp_path):
     left = b"".join(path.read_bytes() for path in tmp_path.glob("audit.sqlite3*"))
     assert b"keep me" in left
     assert b"erase me entirely" not in left
+
+
+def test_deleting_while_somebody_reads_says_that_the_texts_are_still_there(log, tmp_path):
+    @event.listens_for(log._engine, "checkout")
+    def hurry(connection, *_):
+        connection.execute("PRAGMA busy_timeout = 100")
+
+    def left():
+        return b"erase me entirely" in b"".join(path.read_bytes() for path in tmp_path.glob("audit.sqlite3*"))
+
+    log.write([record(1, prompt="erase me entirely")])
+    reader = sqlite3.connect(tmp_path / "audit.sqlite3", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM audit").fetchone()
+    with pytest.raises(AuditError, match=r"1 records of 'acme' are deleted, but .* then delete once more"):
+        log.delete_tenant("acme")
+    assert log.count() == 0
+    assert left()
+    reader.close()
+    assert log.delete_tenant("acme") == 0
+    assert not left()
+    assert [note["records"] for note in log.deletions()] == [1, 0]
 
 
 def test_ids_are_never_used_again(log):

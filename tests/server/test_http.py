@@ -170,6 +170,40 @@ def test_a_tenants_records_can_be_deleted_by_the_administrator_alone(clients, ke
     assert [r["tenant"] for r in httpx2.get(url, headers=header(keys, "admin")).json()["data"]] == ["zoo"]
 
 
+def test_what_any_picture_of_a_request_was_drawn_without_is_said(
+    service, client_of, keys, policies, folder, membrane_of
+):
+    policies(cats=["cat", "owl"], fail="open")
+    service.keeper.refresh()
+    service.worker._most = 1
+    draw_rows, owl = service.painter.draw, membrane_of("owl")
+
+    def then_mend(*arguments):
+        drawn = draw_rows(*arguments)
+        save(owl, folder / "owl.safetensors")
+        service.keeper.refresh()
+        return drawn
+
+    service.painter.draw = then_mend
+    answer = draw(client_of(service)(keys.acme.key), n=2)
+    assert answer.missing == ["owl"]
+    rows = service.audit.read()
+    assert [row["missing"] for row in rows] == [["owl"], []]
+    assert answer.policy == rows[1]["policy_version"] != rows[0]["policy_version"]
+
+
+def test_an_error_nobody_thought_of_is_counted_and_has_the_headers_of_every_answer(clients, service, keys, caplog):
+    service.jobs_for = lambda *_: 1 / 0
+    url = f"{clients['address']}/v1/images/generations"
+    answer = httpx2.post(url, headers=header(keys, "acme"), json={"prompt": TEXT})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert answer.headers["cache-control"] == "no-store"
+    assert "ZeroDivisionError" in caplog.text
+    text = httpx2.get(f"{clients['address']}/metrics", headers=header(keys, "admin")).text
+    assert 'spm_requests_total{route="/v1/images/generations",status="500",tenant="acme"} 1.0' in text
+    assert 'spm_refusals_total{code="internal"} 1.0' in text
+
+
 def test_models_policies_and_membranes(clients, keys):
     assert [model.id for model in clients["acme"].models.list()] == ["emoji"]
     url = clients["address"]

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import semipermeable as spm
-from semipermeable.errors import AttachError, PolicyError
+from semipermeable.errors import AttachError, CalibrationError, PolicyError
+from semipermeable.membrane import GateState, Provenance
+from semipermeable.permeability.calibration import Calibration
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
 from semipermeable.server.painter import Abandoned, Painter, Row
@@ -153,10 +155,47 @@ def test_negative_prompts_belong_to_their_rows(painter, shelved):
     assert difference(*mixed) > TOLERANCE
 
 
-def test_pixels_that_are_no_numbers_are_refused(painter, shelved):
-    rows = rows_of(painter, [("an icon of a cat", 0, plan(shelved, ("cat", "open", 1e30)))])
-    with pytest.raises(AttachError, match="not finite"):
-        painter.paint(rows, SHAPE, never)
+def test_pixels_that_are_no_numbers_are_no_picture_and_leave_the_other_rows_alone(painter, shelved):
+    rows = rows_of(
+        painter,
+        [
+            ("an icon of a cat", seed, plan(shelved, ("cat", "open", strength)))
+            for seed, strength in ((0, 1e30), (1, 1.0))
+        ],
+    )
+    nothing, picture = painter.paint(rows, SHAPE, never)
+    assert nothing is None
+    assert difference(picture, painter.paint(rows[1:], SHAPE, never)[0]) <= TOLERANCE
+
+
+def gate_of(width):
+    made = Calibration(
+        weight=torch.zeros(width),
+        bias=0.0,
+        threshold=1.0,
+        keep=(),
+        known=(),
+        encoder_hash="",
+        num_positives=1,
+        num_negatives=1,
+        held_out_open_rate=1.0,
+        held_out_false_open_rate=0.0,
+    )
+    return GateState("transport", *made.to_parts())
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [(GateState("other", {}), "kind 'other'"), (GateState("transport", {}), "version"), (gate_of(5), "width 5")],
+    ids=["kind", "settings", "width"],
+)
+def test_a_gate_that_cannot_decide_is_found_before_the_membrane_is_in_force(painter, membrane_of, gate, words):
+    with pytest.raises(CalibrationError, match=f"cannot read its gate.*{words}"):
+        painter.fit(dataclasses.replace(membrane_of("owl"), gate=gate))
+    whole = dataclasses.replace(membrane_of("owl"), gate=gate_of(painter._wordless.states.shape[-1]))
+    assert painter.fit(whole) is whole
+    # Of another text encoder it is not used, whatever it is.
+    painter.fit(dataclasses.replace(whole, gate=gate, provenance=Provenance(text_encoder_hash="0" * 64)))
 
 
 def test_sizes_and_steps_that_the_model_cannot_draw(painter):

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semipermeable.errors import PolicyError, RefusedError
+from semipermeable.errors import MembraneFileError, PolicyError, RefusedError
 from semipermeable.files import save
+from semipermeable.server import library
+from semipermeable.server.config import KeyTable
 from semipermeable.server.library import Shelf, scan
+from semipermeable.server.painting import ReplicaLost
 from semipermeable.server.planning import plan_for
 from semipermeable.server.policies import local_policies
 from semipermeable.server.state import Keeper
@@ -24,8 +27,16 @@ def keeper(folder, policies):
     return Keeper(folder, policies(), as_it_is)
 
 
+def everything(keys):
+    return local_policies(KeyTable(id=keys.acme.id, hash=keys.acme.hash))
+
+
 def problems(keeper):
     return {problem.file: problem for problem in keeper.state.problems}
+
+
+def concepts(keeper, tenant):
+    return [acting.shelved.concept for acting in plan_for(keeper.state, tenant, ()).acting]
 
 
 def test_an_unchanged_folder_is_not_read_again(folder, keeper):
@@ -42,6 +53,36 @@ def test_a_new_membrane_and_a_new_policy_take_effect_together_with_a_new_number(
     assert keeper.refresh()
     assert keeper.state.number == 2
     assert [acting.shelved.concept for acting in plan_for(keeper.state, "acme", ()).acting] == ["cat", "owl"]
+    assert not keeper.state.problems
+
+
+@pytest.mark.parametrize(
+    "error", [ReplicaLost("gone"), MemoryError(), RuntimeError("a bug")], ids=lambda e: type(e).__name__
+)
+def test_a_membrane_that_cannot_be_looked_at_does_not_hold_a_stricter_policy_back(folder, policies, membrane_of, error):
+    errors = []
+
+    def fit(membrane):
+        if errors:
+            raise errors[0]
+        return membrane
+
+    keeper = Keeper(folder, policies(), fit)
+    errors.append(error)
+    save(membrane_of("owl"), folder / "owl.safetensors")
+    policies(cats=["cat", "owl"], zoo=["*"])
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            keeper.refresh()
+        assert keeper.state.number == 2
+    assert type(error).__name__ in problems(keeper)["membranes"].message
+    for tenant, missing in (("acme", "owl"), ("zoo", "membranes")):
+        with pytest.raises(RefusedError, match=f"requires '{missing}'"):
+            plan_for(keeper.state, tenant, ())
+    errors.clear()
+    assert keeper.refresh()
+    assert concepts(keeper, "acme") == ["cat", "owl"]
+    assert concepts(keeper, "zoo") == ["cat", "dog", "owl"]
     assert not keeper.state.problems
 
 
@@ -109,6 +150,48 @@ def test_two_files_for_one_concept_are_a_problem_and_the_first_name_counts(keepe
     assert "as 'cat.safetensors' does" in problems(keeper)["zz.safetensors"].message
 
 
+def test_a_second_file_of_a_concept_is_not_missing_where_every_membrane_is_required(folder, keys, membrane_of):
+    save(membrane_of("CAT", seed=5), folder / "zz.safetensors")
+    keeper = Keeper(folder, everything(keys), as_it_is)
+    assert concepts(keeper, "local") == ["cat", "dog"]
+    assert set(problems(keeper)) == {"zz.safetensors"}
+
+
+def refused_by_system(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def refused_by_system_while_parsed(path):
+    raise MembraneFileError(f"{path}: cannot be read: Too many open files") from OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("refused", [refused_by_system, refused_by_system_while_parsed])
+def test_a_membrane_that_the_system_did_not_let_us_read_is_read_as_soon_as_it_does(
+    keeper, folder, membrane_of, monkeypatch, refused
+):
+    save(membrane_of("owl"), folder / "owl.safetensors")
+    with monkeypatch.context() as broken:
+        broken.setattr(library, "load", refused)
+        assert keeper.refresh()
+        assert "cannot be read" in problems(keeper)["owl.safetensors"].message
+        assert not keeper.refresh()
+    assert keeper.refresh()
+    assert "owl" in keeper.state.shelf.membranes
+    assert not keeper.state.problems
+
+
+def test_a_policy_file_that_the_system_did_not_let_us_read_is_read_as_soon_as_it_does(keeper, policies, monkeypatch):
+    policies(cats=["cat", "dog"])
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.read_bytes", refused_by_system)
+        assert keeper.refresh()
+        assert "Permission denied" in problems(keeper)["policies.toml"].message
+        assert not keeper.refresh()
+    assert keeper.refresh()
+    assert concepts(keeper, "acme") == ["cat", "dog"]
+    assert not keeper.state.problems
+
+
 def test_a_broken_policy_file_keeps_the_last_good_one(keeper, tmp_path, policies):
     before = keeper.state.policies
     (tmp_path / "policies.toml").write_text("[[policy]]\nname = 3\n")
@@ -142,10 +225,22 @@ def test_a_folder_that_vanishes_keeps_its_membranes(keeper, folder):
     assert not keeper.refresh()
 
 
-def test_every_membrane_means_every_membrane(folder, keys, membrane_of):
-    from semipermeable.server.config import KeyTable
+def test_a_folder_that_cannot_be_read_does_not_make_a_file_usable_that_never_was(folder, keys):
+    (folder / "owl.safetensors").write_bytes(b"x")
+    keeper = Keeper(folder, everything(keys), as_it_is)
+    away = folder.rename(folder.with_name("away"))
+    assert keeper.refresh()
+    assert set(problems(keeper)) == {"membranes", "owl.safetensors", "local"}
+    with pytest.raises(RefusedError, match=r"requires 'owl\.safetensors'"):
+        plan_for(keeper.state, "local", ())
+    assert not keeper.refresh()
+    away.rename(folder)
+    assert keeper.refresh()
+    assert set(problems(keeper)) == {"owl.safetensors", "local"}
 
-    keeper = Keeper(folder, local_policies(KeyTable(id=keys.acme.id, hash=keys.acme.hash)), as_it_is)
+
+def test_every_membrane_means_every_membrane(folder, keys, membrane_of):
+    keeper = Keeper(folder, everything(keys), as_it_is)
     assert [acting.shelved.concept for acting in plan_for(keeper.state, "local", ()).acting] == ["cat", "dog"]
     (folder / "owl.safetensors").write_bytes(b"x")
     keeper.refresh()
@@ -157,9 +252,7 @@ def test_every_membrane_means_every_membrane(folder, keys, membrane_of):
 
 
 def test_every_membrane_of_a_folder_that_is_not_there_is_refused(tmp_path, keys):
-    from semipermeable.server.config import KeyTable
-
-    keeper = Keeper(tmp_path / "no", local_policies(KeyTable(id=keys.acme.id, hash=keys.acme.hash)), as_it_is)
+    keeper = Keeper(tmp_path / "no", everything(keys), as_it_is)
     with pytest.raises(RefusedError, match="requires 'no'"):
         plan_for(keeper.state, "local", ())
 
@@ -173,10 +266,10 @@ def test_hidden_temporary_and_other_files_are_not_opened(folder, policies):
 
 
 def test_a_request_adds_and_never_removes(keeper):
-    concepts = lambda erase: [a.shelved.concept for a in plan_for(keeper.state, "acme", erase).acting]  # noqa: E731
-    assert concepts([]) == ["cat"]
-    assert concepts(["dog"]) == ["cat", "dog"]
-    assert concepts(["cat", " DOG ", "dog"]) == ["cat", "dog"]
+    planned = lambda erase: [a.shelved.concept for a in plan_for(keeper.state, "acme", erase).acting]  # noqa: E731
+    assert planned([]) == ["cat"]
+    assert planned(["dog"]) == ["cat", "dog"]
+    assert planned(["cat", " DOG ", "dog"]) == ["cat", "dog"]
     added = plan_for(keeper.state, "acme", ["dog"]).acting
     assert [(a.source, a.strength) for a in added] == [("policy", 1.0), ("request", 1.0)]
 

@@ -1,17 +1,21 @@
 """Refusals as OpenAI's error object, whatever raised them."""
 
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from semipermeable.errors import AuditError, RefusedError
 from semipermeable.server.monitoring import Figures
 
 __all__ = ["add_error_answers", "error_answer"]
 
+_log = logging.getLogger("semipermeable.server")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -66,6 +70,42 @@ def add_error_answers(app: FastAPI, figures: Figures) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(AuditError, audit)
     app.add_exception_handler(Exception, unforeseen)
+    app.add_middleware(_Unforeseen, answer=unforeseen)
+
+
+class _Unforeseen:
+    """ASGI middleware: answers errors that nobody thought of.
+
+    A handler for Exception sits outside of all middleware: its answers are not counted and lack the headers of others.
+
+    Args:
+        app: the application.
+        answer: makes a response of such an error.
+    """
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if begun:
+                raise
+            _log.exception("a request failed")
+            response = await self._answer(Request(scope), error)
+            await response(scope, receive, send)
 
 
 def _first(found: Any) -> RefusedError:

@@ -93,13 +93,13 @@ class _Counted:
 
 
 async def _watch(service: Service) -> None:
-    """Look at policies and membranes again and again; a failure is logged and the state in force stays."""
+    """Look at policies and membranes again and again; a failure is logged."""
     while True:
         await asyncio.sleep(service.config.reload_seconds)
         try:
             await anyio.to_thread.run_sync(service.keeper.refresh)
         except Exception:
-            _log.exception("policies and membranes could not be looked at; what was in force stays")
+            _log.exception("policies or membranes could not be looked at; what was read of them before stays in force")
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

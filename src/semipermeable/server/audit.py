@@ -217,23 +217,34 @@ class AuditLog:
         """Delete every record of a tenant and note that it was done; returns how many there were.
 
         Raises:
-            AuditError: if they cannot be deleted.
+            AuditError: if they cannot be deleted, or are deleted and their bytes cannot be wiped yet.
         """
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         try:
             with self._lock, self._engine.begin() as connection:
                 gone = connection.execute(delete(_records).where(_records.c.tenant == tenant)).rowcount
                 connection.execute(insert(_deletions), [{"at": now, "tenant": tenant, "records": gone}])
-            self._empty_write_ahead_log()
+            wiped = self._empty_write_ahead_log()
         except SQLAlchemyError as error:
             raise AuditError(f"the records of {tenant!r} cannot be deleted ({_short(error)})") from error
+        if not wiped:
+            raise AuditError(
+                f"{gone} records of {tenant!r} are deleted, but their texts are still in the database's files: another "
+                "connection, e.g. of a backup or a report, reads an older state. End it, then delete once more"
+            )
         return gone
 
-    def _empty_write_ahead_log(self) -> None:
-        """Let SQLite forget old pages: deleted texts would stay readable in its write-ahead log."""
-        if self._engine.dialect.name == "sqlite":
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    def _empty_write_ahead_log(self) -> bool:
+        """Let SQLite forget old pages: deleted texts would stay readable in its write-ahead log.
+
+        Returns:
+            Whether it did; it cannot as long as somebody reads from them.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return True
+        with self._engine.connect() as connection:
+            busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        return not busy
 
     def check(self) -> None:
         """Find out whether the database takes a write and the records are there.

@@ -117,7 +117,7 @@ class Fleet:
         """Have a replica give a membrane the denoiser's site names.
 
         Raises:
-            SiteError: if it does not belong to this denoiser.
+            SiteError: if it does not belong to this denoiser, or its gate cannot decide.
             ReplicaLost: if no replica answered in two minutes.
         """
         data, deadline = to_bytes(membrane), time.monotonic() + _FIT_SECONDS

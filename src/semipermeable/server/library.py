@@ -3,6 +3,9 @@
 A file that cannot be used does not take its last good content away: the membrane read before stays in force and the
 problem is reported. A file that is gone takes its membrane with it. Only `.safetensors` files are opened, and the
 reader refuses pickles whatever their name.
+
+A file that the system did not let us read is looked at again every time: what mends it, permissions or room for one
+more open file, shows in no signature.
 """
 
 import os
@@ -15,11 +18,13 @@ from semipermeable.files import load
 from semipermeable.generation.png import file_digest
 from semipermeable.membrane import Membrane
 
-__all__ = ["Problem", "Shelf", "Shelved", "folded", "scan"]
+__all__ = ["Problem", "Shelf", "Shelved", "folded", "scan", "unseen"]
 
 _SUFFIX = ".safetensors"
 _ATTEMPTS = 3
 Signature = tuple[int, int, int]
+Entry = tuple[Signature | None, "Shelved | None", str]
+"""Signature (None: to be looked at again), what the file holds or held last, and what is wrong, or ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +69,15 @@ class Shelf:
     Args:
         membranes: concept (folded) to membrane.
         problems: files that could not be used.
-        seen: file to (signature, what was found); lets the next scan skip files that did not change.
+        seen: what was found in each file; lets the next scan skip files that did not change.
+        lost: files that hold no usable membrane and never did, and the folder where nobody knows what it holds: what
+            "every membrane" is short of. A second file of one concept is not: the first erases it.
     """
 
     membranes: Mapping[str, Shelved] = field(default_factory=lambda: dict[str, Shelved]())
     problems: tuple[Problem, ...] = ()
-    seen: Mapping[str, tuple[Signature, Shelved | None, str]] = field(
-        default_factory=lambda: dict[str, tuple[Signature, Shelved | None, str]]()
-    )
-
-    @property
-    def lost(self) -> tuple[str, ...]:
-        """Files that hold no usable membrane and never did: what "every membrane" is short of."""
-        return tuple(problem.file for problem in self.problems if not problem.kept)
+    seen: Mapping[str, Entry] = field(default_factory=lambda: dict[str, Entry]())
+    lost: tuple[str, ...] = ()
 
 
 def folded(concept: str) -> str:
@@ -99,20 +100,34 @@ def scan(folder: Path, before: Shelf, fit: Callable[[Membrane], Membrane]) -> Sh
         signatures = _signatures(folder)
     except OSError as error:
         message = f"the folder of membranes cannot be read: {error.strerror}; check the path"
-        gone = Problem(folder.name, message, kept=bool(before.seen))
-        return before if gone in before.problems else Shelf(before.membranes, (gone,), before.seen)
-    unchanged = {name: before.seen[name][0] for name in before.seen} == signatures
-    if unchanged and not any(problem.file == folder.name for problem in before.problems):
-        return before
-    seen: dict[str, tuple[Signature, Shelved | None, str]] = {}
+        return unseen(folder, before, message, lost=not before.seen)
+    seen: dict[str, Entry] = {}
     for name, signature in signatures.items():
         known = before.seen.get(name)
         if known is not None and known[0] == signature:
             seen[name] = known
         else:
-            found, message = _read(folder / name, fit)
-            seen[name] = (signature, found or (known[1] if known else None), message)
+            found, message, again = _read(folder / name, fit)
+            seen[name] = (None if again else signature, found or (known[1] if known else None), message)
+    if seen == before.seen and not any(problem.file == folder.name for problem in before.problems):
+        return before
     return _shelf(seen)
+
+
+def unseen(folder: Path, before: Shelf, message: str, *, lost: bool) -> Shelf:
+    """Return the shelf of a folder that could not be looked at: all of the last scan, and what is wrong.
+
+    Args:
+        folder: where the membranes are.
+        before: the last scan; it is returned itself if it says the same already.
+        message: what is wrong and the next step.
+        lost: whether there may be membranes that the last scan does not know.
+    """
+    gone = Problem(folder.name, message, kept=bool(before.seen))
+    problems = [problem for problem in before.problems if problem.file != folder.name]
+    names = tuple(dict.fromkeys((*before.lost, *(folder.name,) * lost)))
+    same = gone in before.problems and names == before.lost
+    return before if same else Shelf(before.membranes, (gone, *problems), before.seen, names)
 
 
 def _signatures(folder: Path) -> dict[str, Signature]:
@@ -125,23 +140,23 @@ def _signatures(folder: Path) -> dict[str, Signature]:
     return found
 
 
-def _read(path: Path, fit: Callable[[Membrane], Membrane]) -> tuple[Shelved | None, str]:
-    """Return (membrane, "") or (None, what is wrong)."""
+def _read(path: Path, fit: Callable[[Membrane], Membrane]) -> tuple[Shelved | None, str, bool]:
+    """Return the membrane or None, what is wrong or "", and whether to look again though nothing changes."""
     try:
         for _ in range(_ATTEMPTS):
             digest = file_digest(path)
             membrane = fit(load(path))
             # The hash that goes to the records must be of the bytes that were read.
             if file_digest(path) == digest:
-                return Shelved(path.name, digest, membrane), ""
+                return Shelved(path.name, digest, membrane), "", False
     except SemipermeableError as error:
-        return None, str(error).replace(f"{path.parent}{os.sep}", "")
+        return None, str(error).replace(f"{path.parent}{os.sep}", ""), isinstance(error.__cause__, OSError)
     except OSError as error:
-        return None, f"cannot be read: {error.strerror}; check its permissions"
-    return None, "changes while it is read; write it beside the folder and rename it into place"
+        return None, f"cannot be read: {error.strerror}; check its permissions", True
+    return None, "changes while it is read; write it beside the folder and rename it into place", False
 
 
-def _shelf(seen: Mapping[str, tuple[Signature, Shelved | None, str]]) -> Shelf:
+def _shelf(seen: Mapping[str, Entry]) -> Shelf:
     membranes: dict[str, Shelved] = {}
     problems: list[Problem] = []
     for name, (_, found, message) in seen.items():
@@ -155,4 +170,4 @@ def _shelf(seen: Mapping[str, tuple[Signature, Shelved | None, str]]) -> Shelf:
             problems.append(Problem(name, twice, kept=False))
         else:
             membranes[folded(found.concept)] = found
-    return Shelf(membranes, tuple(problems), seen)
+    return Shelf(membranes, tuple(problems), seen, tuple(name for name, (_, found, _) in seen.items() if found is None))

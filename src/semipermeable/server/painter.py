@@ -17,7 +17,7 @@ from PIL import Image
 
 from semipermeable.equip import Attachment, attach
 from semipermeable.equip.gating import gated_concept
-from semipermeable.errors import AttachError, SemipermeableError
+from semipermeable.errors import AttachError, CalibrationError, SemipermeableError
 from semipermeable.files.foreign import resolve_foreign
 from semipermeable.generation.drawing import batch_size_for
 from semipermeable.hosts import host_for
@@ -63,6 +63,7 @@ class Painter:
         self._columns: tuple[Shelved, ...] = ()
         self._concepts: OrderedDict[str, GatedConcept] = OrderedDict()
         self._decided: OrderedDict[tuple[str, str, str], Decision] = OrderedDict()
+        self._empty, self._wordless = self._host.encode(["", "?"])
         self.batch_rows = batch_rows or batch_size_for(pipe)
 
     @property
@@ -102,9 +103,11 @@ class Painter:
 
         Raises:
             SiteError: if it does not belong to this denoiser.
+            CalibrationError: if "transport" cannot read its gate: by that rule any request may add it.
         """
         resolved = resolve_foreign(membrane, self._denoiser) if membrane.foreign_names else membrane
         resolve_sites(self._denoiser, dict(resolved.pairs))
+        self._check_gate(resolved)
         return resolved
 
     def hold(self, membranes: Iterable[Shelved]) -> None:
@@ -160,8 +163,8 @@ class Painter:
             self._decided.popitem(last=False)
         return found
 
-    def paint(self, rows: Sequence[Row], shape: CallShape, unwanted: Callable[[], bool]) -> list[Image.Image]:
-        """Draw rows in one pipeline call.
+    def paint(self, rows: Sequence[Row], shape: CallShape, unwanted: Callable[[], bool]) -> list[Image.Image | None]:
+        """Draw rows in one pipeline call; None where a row's pixels are not finite numbers.
 
         Args:
             rows: what to draw; the membranes of their plans must be held.
@@ -195,10 +198,9 @@ class Painter:
         else:
             with self._guard.given(strengths):
                 pixels = self._pipe(prompts, **arguments).images
-        if not bool(torch.isfinite(pixels).all()):
-            raise AttachError("the model drew pixels that are not finite numbers; the strength may be too large")
+        finite: list[bool] = torch.isfinite(pixels).flatten(1).all(1).tolist()
         data = (pixels.float().cpu().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-        return [Image.fromarray(picture) for picture in data]
+        return [Image.fromarray(picture) if whole else None for picture, whole in zip(data, finite, strict=True)]
 
     def draw(
         self, shelf: Iterable[Shelved], rows: Sequence[Asked], shape: CallShape, unwanted: Callable[[], bool]
@@ -240,6 +242,19 @@ class Painter:
                 power = acting.shelved.membrane.gate_power
                 strengths[index, column] = decision.gamma**power * acting.strength
         return strengths
+
+    def _check_gate(self, membrane: Membrane) -> None:
+        made_on = membrane.provenance.text_encoder_hash
+        if made_on and made_on != self._host.text_encoder_hash():
+            return  # `gated_concept` leaves it out
+        # In a prompt without words no name is found, so the probe is asked. The names are not encoded for it: the text
+        # encoder belongs to the thread that draws.
+        names = (self._empty,) * len(membrane.concept.names)
+        concept = GatedConcept(membrane.concept, names, self._empty, membrane.gate)
+        try:
+            resolve("transport").decide([self._wordless], concept)
+        except CalibrationError as error:
+            raise CalibrationError(f"the rule 'transport' cannot read its gate, as a server must: {error}") from error
 
     def _concept(self, shelved: Shelved) -> GatedConcept:
         if shelved.sha256 not in self._concepts:

@@ -43,12 +43,12 @@ class Painted:
     """A row that was drawn.
 
     Args:
-        image: the picture.
+        image: the picture; None if its pixels are not finite numbers.
         decisions: γ and its reason, one per membrane of the row's plan.
         replica: rank of the replica that drew it; "-" is this process.
     """
 
-    image: Image.Image
+    image: Image.Image | None
     decisions: tuple[Decision, ...]
     replica: str = "-"
 
@@ -138,6 +138,7 @@ class Paints(Protocol):
 
         Raises:
             SiteError: if it does not belong to this denoiser.
+            CalibrationError: if its gate cannot decide.
         """
         ...
 

@@ -68,15 +68,15 @@ async def draw(request: Request, asked: ImageRequest, service: Served, known: Kn
     # The thread runs to its end even if the client leaves now: the pictures are drawn, so they go on record.
     done: Finished = await anyio.to_thread.run_sync(partial(service.finish, asked, jobs, drawn))
     service.figures.request_seconds.observe(time.perf_counter() - start)
-    shape, plan = jobs[0].shape, drawn[-1].plan
+    shape = jobs[0].shape
     return ImagesAnswer(
         created=int(time.time()),
         data=list(done.pictures),
         size=f"{shape.width}x{shape.height}",
         output_format=asked.output_format,
         request_id=done.request,
-        policy=plan.version,
-        missing=list(plan.missing),
+        policy=drawn[-1].plan.version,
+        missing=list(dict.fromkeys(name for one in drawn for name in one.plan.missing)),
     )
 
 

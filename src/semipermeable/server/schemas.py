@@ -106,9 +106,9 @@ class ImagesAnswer(_Wire):
     request_id: str
     """The request's id in the audit log."""
     policy: str
-    """Policy and version, "NAME@VERSION"."""
+    """Policy and version, "NAME@VERSION", of the last picture; each picture's own is in the audit log."""
     missing: list[str]
-    """Membranes that a policy with fail = "open" was drawn without."""
+    """Membranes that any of the pictures was drawn without, under a policy with fail = "open"."""
 
 
 class ErrorBody(_Wire):

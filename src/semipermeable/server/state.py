@@ -15,7 +15,7 @@ from pathlib import Path
 
 from semipermeable.errors import PolicyError
 from semipermeable.membrane import Membrane
-from semipermeable.server.library import Problem, Shelf, folded, scan
+from semipermeable.server.library import Problem, Shelf, folded, scan, unseen
 from semipermeable.server.policies import EVERYTHING, Policy, PolicySet, parse_policies
 
 __all__ = ["Keeper", "State"]
@@ -75,6 +75,21 @@ class State:
         return f"{policy.name}@{digest[:12]}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the policy file gave.
+
+    Args:
+        policies: its last good content.
+        signature: of the file; None: it is to be read again, whatever its signature.
+        problem: why `policies` is not what the file holds now, or None.
+    """
+
+    policies: PolicySet
+    signature: tuple[int, int, int] | None = None
+    problem: Problem | None = None
+
+
 class Keeper:
     """Holds the state in force and renews it from disk.
 
@@ -92,47 +107,56 @@ class Keeper:
         self._file = policies if isinstance(policies, Path) else None
         self._fit = fit
         self._lock = threading.Lock()
-        self._signature: tuple[int, int, int] | None = None
-        self._policy_problem: Problem | None = None
-        first = policies if isinstance(policies, PolicySet) else self._read_policies()
-        if self._policy_problem is not None:
-            raise PolicyError(self._policy_problem.message)
-        if first is None:
-            raise PolicyError("the policy file changed while it was read; start again")
-        shelf = scan(folder, Shelf(), fit)
-        self.state = _assemble(1, first, shelf, None)
+        self._reading = _Reading(policies) if isinstance(policies, PolicySet) else _read(policies, None)
+        self.state = _assemble(1, self._reading.policies, scan(folder, Shelf(), fit), None)
         _tell(self.state)
 
     def refresh(self) -> bool:
-        """Look at the disk; returns whether the state changed. Safe to call from any thread."""
-        with self._lock:
-            old, problem = self.state, self._policy_problem
-            policies = (self._read_policies() if self._file is not None else None) or old.policies
-            shelf = scan(self._folder, old.shelf, self._fit)
-            if shelf is old.shelf and policies is old.policies and self._policy_problem == problem:
-                return False
-            self.state = _assemble(old.number + 1, policies, shelf, self._policy_problem)
-            _tell(self.state)
-            return True
+        """Look at the disk; returns whether the state changed. Safe to call from any thread.
 
-    def _read_policies(self) -> PolicySet | None:
-        """Return the new content of the policy file, or None if it did not change or is not usable."""
-        file = self._file
-        if file is None:
-            return None
-        signature: tuple[int, int, int] | None = None
-        try:
-            facts = file.stat()
-            signature = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-            if signature == self._signature:
-                return None
-            found = parse_policies(file.read_bytes(), file.name)
-        except (OSError, PolicyError) as error:
-            what = f"{file.name}: cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-            self._signature, self._policy_problem = signature, Problem(file.name, what, kept=True)
-            return None
-        self._signature, self._policy_problem = signature, None
-        return found
+        Whatever `fit` raises beyond its refusals is raised again, after new policies came into force: a membrane that
+        could not be looked at does not hold a stricter policy back, and "*" is short of something until it was.
+        """
+        with self._lock:
+            reading = self._reading if self._file is None else _read(self._file, self._reading)
+            try:
+                shelf = scan(self._folder, self.state.shelf, self._fit)
+            except Exception as error:
+                message = f"its membranes cannot be looked at ({type(error).__name__}); the server's log says why"
+                self._swap(reading, unseen(self._folder, self.state.shelf, message, lost=True))
+                raise
+            return self._swap(reading, shelf)
+
+    def _swap(self, reading: _Reading, shelf: Shelf) -> bool:
+        """Put what was found in force; returns whether it is anything new."""
+        old, last = self.state, self._reading
+        changed = shelf is not old.shelf or reading.policies is not last.policies or reading.problem != last.problem
+        if changed:
+            self.state = _assemble(old.number + 1, reading.policies, shelf, reading.problem)
+            _tell(self.state)
+        self._reading = reading
+        return changed
+
+
+def _read(file: Path, last: _Reading | None) -> _Reading:
+    """Return what the policy file gives now; `last` itself if it did not change.
+
+    Raises:
+        PolicyError: if it is not usable and there is no last good content.
+    """
+    signature = None
+    try:
+        facts = file.stat()
+        signature = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+        if last is not None and signature == last.signature:
+            return last
+        return _Reading(parse_policies(file.read_bytes(), file.name), signature)
+    except (OSError, PolicyError) as error:
+        by_system = isinstance(error, OSError)
+        what = f"{file.name}: cannot be read: {error.strerror}" if by_system else str(error)
+        if last is None:
+            raise PolicyError(what) from error
+        return _Reading(last.policies, None if by_system else signature, Problem(file.name, what, kept=True))
 
 
 def _assemble(number: int, policies: PolicySet, shelf: Shelf, policy_problem: Problem | None) -> State:

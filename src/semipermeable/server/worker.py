@@ -1,9 +1,9 @@
 """The threads that draw: take rows from the queue, plan them against the state in force, have them drawn.
 
 There is one thread where the pipeline is in this process, and one per replica, at most, where replicas draw. Whatever
-goes wrong with a batch is answered to its rows, and the thread goes on with the next. A batch that does not fit into
-memory is drawn again in halves, which changes no picture; a single row that does not fit is refused. A batch whose
-replica died is drawn by another.
+goes wrong with a batch is answered to its rows, and the thread goes on with the next. A batch that cannot be drawn, as
+it does not fit into memory or one row's membrane cannot be applied or decided, is drawn again in halves, which changes
+no picture; a single row is refused. A batch whose replica died is drawn by another.
 """
 
 import logging
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from semipermeable.errors import AttachError, RefusedError, SemipermeableError
 from semipermeable.server.jobs import Drawn, FairQueue, Job, too_late
 from semipermeable.server.monitoring import Figures
-from semipermeable.server.painting import Abandoned, Asked, Paints, ReplicaLost, out_of_memory
+from semipermeable.server.painting import Abandoned, Asked, Painted, Paints, ReplicaLost, out_of_memory
 from semipermeable.server.planning import Plan, plan_for
 from semipermeable.server.state import State
 
@@ -123,7 +123,7 @@ class Worker:
             self._draw(planned, state, lost)
 
     def _draw(self, planned: Sequence[tuple[Job, Plan]], state: State, lost: int) -> None:
-        """Draw rows in one call; in two, if memory does not suffice."""
+        """Draw rows in one call; in two, if memory does not suffice or a membrane of one row is at fault."""
         shape = planned[0][0].shape
         jobs = [job for job, _ in planned]
         rows = [Asked(job.prompt, job.negative, job.seed, plan) for job, plan in planned]
@@ -138,25 +138,36 @@ class Worker:
             self._again(jobs, lost + 1, error)
             return
         except SemipermeableError as error:
-            _log.error("%d pictures of state %d were refused: %s", len(jobs), state.number, error)
-            for job in jobs:
-                job.refuse(_not_applied() if isinstance(error, AttachError) else _not_decided())
-            return
+            why, refusal = str(error), _not_applied() if isinstance(error, AttachError) else _not_decided()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            painted = None
-        if painted is None:
-            # Outside the handler: the error's traceback holds the tensors of the failed call.
-            self._halve(planned, state, lost)
+            why, refusal = "out of memory", _no_memory()
+        else:
+            self._finish(planned, state, painted, time.perf_counter() - start)
             return
-        seconds = time.perf_counter() - start
-        self._queue.measured(len(jobs) * max(1, self._painter.calls(0)), seconds)
-        self._figures.batch_rows.observe(len(jobs))
+        # Outside the handlers: the error's traceback holds the tensors of the failed call.
+        if len(jobs) == 1:
+            _refuse(jobs[0], state, why, refusal)
+            return
+        _log.warning("%d pictures of state %d are drawn again in halves: %s", len(jobs), state.number, why)
+        half = len(jobs) // 2
+        self._draw(planned[:half], state, lost)
+        self._draw(planned[half:], state, lost)
+
+    def _finish(
+        self, planned: Sequence[tuple[Job, Plan]], state: State, painted: Sequence[Painted], seconds: float
+    ) -> None:
+        self._queue.measured(len(planned) * max(1, self._painter.calls(0)), seconds)
+        self._figures.batch_rows.observe(len(planned))
         self._figures.call_seconds.observe(seconds)
         self._figures.calls.labels(painted[0].replica).inc()
         for (job, plan), one in zip(planned, painted, strict=True):
-            job.finish(Drawn(one.image, plan, one.decisions, len(jobs)))
+            if one.image is None:
+                why = "its pixels are not finite numbers; the strength may be too large"
+                _refuse(job, state, why, _not_applied())
+            else:
+                job.finish(Drawn(one.image, plan, one.decisions, len(planned)))
 
     def _again(self, jobs: Sequence[Job], lost: int, error: ReplicaLost) -> None:
         """Draw rows whose replica died once more: a row's noise depends on its seed alone, so it is the same picture.
@@ -173,20 +184,14 @@ class Worker:
         if wanted:
             self._serve(wanted, lost)
 
-    def _halve(self, planned: Sequence[tuple[Job, Plan]], state: State, lost: int) -> None:
-        _log.warning("out of memory with %d pictures in one call", len(planned))
-        if len(planned) == 1:
-            planned[0][0].refuse(
-                RefusedError("the server is out of memory", status=503, code="out_of_memory", retry_after=10)
-            )
-            return
-        half = len(planned) // 2
-        self._draw(planned[:half], state, lost)
-        self._draw(planned[half:], state, lost)
-
     def _unwanted(self, jobs: Sequence[Job]) -> bool:
         now = time.monotonic()
         return self._abort.is_set() or all(job.abandoned or now > job.deadline for job in jobs)
+
+
+def _refuse(job: Job, state: State, why: str, refusal: RefusedError) -> None:
+    _log.error("a picture of state %d was refused: %s", state.number, why)
+    job.refuse(refusal)
 
 
 def _not_applied() -> RefusedError:
@@ -204,6 +209,10 @@ def _not_decided() -> RefusedError:
         status=503,
         code="gate_failed",
     )
+
+
+def _no_memory() -> RefusedError:
+    return RefusedError("the server is out of memory", status=503, code="out_of_memory", retry_after=10)
 
 
 def _lost() -> RefusedError:
