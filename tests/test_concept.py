@@ -17,6 +17,8 @@ def test_white_space_is_normalised_and_repeated_aliases_are_dropped():
     ("arguments", "message"),
     [
         ({"name": ""}, "needs a name"),
+        ({"name": "cat \udcff"}, r"'name' is not valid Unicode text: 'cat \\udcff'; write it in UTF-8"),
+        ({"name": "cat", "keep": ("\ud800",)}, "'keep' is not valid Unicode"),
         ({"name": 3}, "must be text, found int"),
         ({"name": "cat", "aliases": "kitty"}, r"must be a list of texts.*write \['kitty'\]"),
         ({"name": "cat", "aliases": ("",)}, "holds an empty text"),

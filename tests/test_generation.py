@@ -1,6 +1,7 @@
 """Drawing, grids, PNG facts, safe output and model loading."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,14 @@ def test_picture_j_of_every_prompt_has_seed_plus_j():
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [([], "no prompt"), ([" "], "the prompt is empty"), (["a cat", ""], "prompt 2 of 2 is empty")],
+    [
+        ([], "no prompt"),
+        ([" "], "the prompt is empty"),
+        (["a cat", ""], "prompt 2 of 2 is empty"),
+        (["a cat", "a \ud800"], "prompt 2 of 2 is not valid Unicode"),
+    ],
 )
-def test_empty_prompts_are_named(prompts, message):
+def test_prompts_that_are_none_are_named(prompts, message):
     with pytest.raises(PromptError, match=message):
         jobs_for(prompts)
 
@@ -224,6 +230,28 @@ def test_checking_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_too_long_is_found_before_the_work(tmp_path):
+    target = tmp_path / ("x" * 300)
+    with pytest.raises(OutputError, match="the name is too long; choose a shorter one"):
+        check_writable(target)
+    with pytest.raises(OutputError, match="the name is too long"), staged_file(target):
+        pass
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_results_have_the_permissions_of_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").touch()
+        with staged_file(tmp_path / "picture.png") as path:
+            Image.new("RGB", (2, 2)).save(path)
+        with staged_file(tmp_path / "weights.safetensors") as path:
+            save_file({"weight": torch.zeros(2)}, path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
 @pytest.mark.parametrize("name", ["model.ckpt", "folder/model.bin", "model.pt", "model.PTH"])
 def test_pickles_are_refused_with_the_reason(name):
     with pytest.raises(ModelError, match=r"is a pickle, and opening a pickle can run any code.*\.safetensors"):
@@ -236,6 +264,8 @@ def test_models_that_are_not_there(tmp_path):
     for missing in ("./nowhere", str(tmp_path / "nowhere"), "nowhere.safetensors"):
         with pytest.raises(ModelError, match="no file or folder"):
             load_model(missing, device="cpu")
+    with pytest.raises(ModelError, match="no file or folder '~nosuchuser/model'"):
+        load_model("~nosuchuser/model", device="cpu")
     with pytest.raises(ModelError, match=r"no model_index\.json"):
         load_model(str(tmp_path), device="cpu")
     with pytest.raises(ModelError, match=r"'nobody/nothing' cannot be loaded .*check the name and the network"):
@@ -286,6 +316,7 @@ def test_pipelines_of_other_families_are_refused(tmp_path):
     ("options", "message"),
     [
         ({"device": "gpu"}, "not a torch device"),
+        ({"device": "hpu"}, "cannot be moved to device hpu .*try --device cpu"),
         ({"device": "cuda:7"}, "not available on this machine"),
         ({"device": "cpu", "dtype": "fp8"}, "unknown dtype 'fp8'"),
     ],

@@ -17,6 +17,10 @@ _SPACES = re.compile(r"\s+")
 def _clean(text: object, field: str) -> str:
     if not isinstance(text, str):
         raise ConceptError(f"concept field {field!r} must be text, found {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConceptError(f"concept field {field!r} is not valid Unicode text: {text!r}; write it in UTF-8") from error
     return _SPACES.sub(" ", text).strip()
 
 
@@ -43,7 +47,8 @@ class Concept:
         keep: phrases that contain or resemble the concept but must stay, e.g. ("cat face",).
 
     Raises:
-        ConceptError: if a field has the wrong type, the name is empty, or a phrase is both erased and kept.
+        ConceptError: if a field has the wrong type or is not Unicode, the name is empty, or a phrase is both erased and
+            kept.
     """
 
     name: str

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semipermeable.errors import SignatureError
-from semipermeable.files.atomic import write_atomically
+from semipermeable.files.atomic import check_apart, write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -43,7 +43,7 @@ def make_keys(private_key: Path) -> Path:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    public_key = private_key.with_name(f"{private_key.name}.pub")
+    public_key = private_key.parent / f"{private_key.name}.pub"
     for path in (private_key, public_key):
         if path.exists():
             raise SignatureError(f"{str(path)!r} exists already; a key is never replaced, choose another name")
@@ -74,12 +74,13 @@ def sign_file(file: Path, private_key: Path, signature: Path | None = None, *, p
 
     Raises:
         SignatureError: if the file or the key cannot be read, or the extra `sign` is not installed.
-        OutputError: if the signature cannot be written.
+        OutputError: if the signature cannot be written, or would replace the file or the key.
     """
     signing, _ = _library()
     _check_file(file)
     _read_private(private_key, password)
     target = signature or file.with_name(file.name + SUFFIX)
+    check_apart(target, file, private_key)
     secret = None if password is None else password.encode()
     config = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     with tempfile.TemporaryDirectory() as folder:

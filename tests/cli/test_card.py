@@ -187,3 +187,18 @@ def test_a_base_model_that_cannot_be_named_is_asked_for_and_nothing_is_left(spm,
     assert result.exit_code == 2
     assert "does not say what it was made on; name the model to draw on with --model" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bare.safetensors"]
+
+
+def test_a_card_replaces_neither_the_membrane_nor_its_own_pictures(spm, tmp_path, cat_file):
+    named_like_a_picture = tmp_path / "card.png"
+    named_like_a_picture.write_bytes(cat_file.read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments, words in (
+        (("cat.safetensors", "--out", "cat.safetensors"), "is read for it"),
+        (("card.png", "--out", "card.md", "--pictures"), "is read for it"),
+        (("cat.safetensors", "--out", "card.png", "--pictures"), "call the card card.md"),
+    ):
+        result = spm("card", *arguments)
+        assert result.exit_code == 2, result.output
+        assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

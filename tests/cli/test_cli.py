@@ -1,6 +1,7 @@
 """The command line: what it does, what it writes, and what it says when something goes wrong."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from semipermeable import generation, zoo
+from semipermeable import generation, training, zoo
 from semipermeable.cli import app
+from semipermeable.cli.erase import load_folder
 from semipermeable.cli.problems import guarded
 from semipermeable.concept import Concept
 from semipermeable.files import load, save, save_concepts
 from semipermeable.generation import read_facts
+from semipermeable.training import TrainConfig
 
 from helpers import random_membrane
 
@@ -136,6 +139,11 @@ def test_generate_is_repeatable(spm, tmp_path):
         ((), ("no prompt was given",)),
         (("a cat", "--prompts-file", "nowhere.txt"), ("nowhere.txt", "cannot be read")),
         (("a cat", "-m", "nowhere.safetensors"), ("nowhere.safetensors",)),
+        (("a cat", "--device", "privateuseone"), ("cannot be moved to device privateuseone", "--device cpu")),
+        (("a cat", "--model", "~nosuchuser/model"), ("no file or folder '~nosuchuser/model'", "check the path")),
+        (("a cat \udcff",), ("the prompt is not valid Unicode", "write it in UTF-8")),
+        (("a cat", "--negative", "\udcff"), ("the negative prompt is not valid Unicode", "write it in UTF-8")),
+        (("a cat", "-m", "x" * 300), ("too long",)),
         (("a cat", "--device", "meta"), ("holds no numbers", "--device cpu")),
         (("a cat", "--guidance", "nan"), ("guidance must be a finite number", "4 is usual")),
         (("a cat", "--steps", "1001"), ("between 1 and 1000, found 1001",)),
@@ -275,6 +283,13 @@ def test_inspect_refuses_what_is_no_membrane(spm, tmp_path, content):
     assert_refused(spm("inspect", "bad.safetensors"), "bad.safetensors")
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"files": {}}', b'{"files": {"spec.json": 5}}'])
+def test_a_folder_that_is_no_bundle_is_one_sentence(spm, tmp_path, content):
+    (tmp_path / "b1").mkdir()
+    (tmp_path / "b1" / "manifest.json").write_bytes(content)
+    assert_refused(spm("zoo", "info", "./b1"), "'b1'", "manifest.json")
+
+
 def test_zoo_list_and_info(spm):
     taught = zoo.spec("emoji")
     assert f"emoji: {len(taught.objects)} objects in {len(taught.styles)} styles" in spm("zoo", "list").output
@@ -289,6 +304,7 @@ def test_zoo_list_and_info(spm):
     ("arguments", "words"),
     [
         (("build", "emoji", "--out", "file/bundle"), ("'file/bundle' cannot be written", "choose another")),
+        (("build", "emoji", "--out", "new", "--effort", "inf"), ("effort must be positive and finite, not inf",)),
         (("build", "emoji", "--out", "new", "--work", "file"), ("'file' cannot be written", "choose another")),
         (("evaluate", "emoji", "--out", "file/drawing.json"), ("'file/drawing.json' cannot be written",)),
     ],
@@ -347,6 +363,10 @@ def test_erase_reads_several_concepts(spm, tmp_path):
         (("cat", "--preset", "fats"), ("unknown preset 'fats'", "fast")),
         (("cat", "--config", "nowhere.toml"), ("nowhere.toml", "cannot be read")),
         (("cat", "--config", "bad.toml"), ("unknown training setting 'learning_rat'", "learning_rate")),
+        (("cat", "--config", "preset.toml"), ("'preset.toml' sets a preset", "--preset")),
+        (("cat", "--config", "cls.toml"), ("'cls.toml': unknown training setting 'cls'",)),
+        (("x" * 300,), ("cannot be written: the name is too long",)),
+        (("cat \udcff",), ("field 'name' is not valid Unicode", "write it in UTF-8")),
         (("cat", "--steps", "-1"), ("num_steps must be at least 0",)),
         (("cat", "--surrogate", "cat"), ("the surrogate 'cat' is the concept itself",)),
         (("cat", "--model", "emojy"), ("did you mean 'emoji'",)),
@@ -357,9 +377,11 @@ def test_erase_reads_several_concepts(spm, tmp_path):
     ],
 )
 def test_erase_refuses_before_training(spm, tmp_path, arguments, words):
-    (tmp_path / "bad.toml").write_text("learning_rat = 1.0\n")
+    files = {"bad.toml": "learning_rat = 1.0", "cls.toml": "cls = 1", "preset.toml": 'preset = "instant"'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     assert_refused(spm("erase", *arguments), *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.toml"]
+    assert files_in(tmp_path) == sorted(files)
 
 
 @pytest.mark.parametrize(
@@ -394,3 +416,74 @@ def test_a_closed_membrane_draws_the_bare_picture(spm, tmp_path, cat_file):
     )
     assert closed == bare
     assert opened != bare
+
+
+def test_erase_replaces_nothing_that_it_reads(spm, tmp_path, cat_file):
+    (tmp_path / "settings.safetensors").write_text("rank = 1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments in (
+        ("dog", "--orthogonal-to", cat_file, "--out", "cat.safetensors"),
+        ("cat", "--orthogonal-to", "."),
+        ("cat", "--config", "settings.safetensors", "--out", "settings.safetensors"),
+        ("cat", "--model", "./cat.safetensors"),
+    ):
+        assert_refused(spm("erase", *arguments), "is read for it and would be lost")
+    assert_refused(spm("interference", ".", "--json", "cat.safetensors"), "is read for it and would be lost")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_an_adapters_folder_is_taken_wherever_a_membrane_is(spm, tmp_path, cat_file, weights):
+    assert spm("export", cat_file, "--format", "peft", "--out", "lora").exit_code == 0
+    (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora" / weights)
+    shown = json.loads(spm("inspect", "lora", "--json").output)
+    assert shown["concept"]["name"] == "cat"
+    digest = hashlib.sha256((tmp_path / "lora" / weights).read_bytes()).hexdigest()
+    assert (shown["file"], shown["sha256"]) == ("lora", digest)
+    drawn = spm("generate", "a cat", "-m", "lora", "--permeability", "open", "--steps", 1)
+    assert drawn.exit_code == 0, drawn.output
+    assert read_facts(tmp_path / "pictures" / "a-cat-seed0.png")["membranes"][0]["sha256"] == digest
+    assert f"`{digest}`" in spm("card", "lora").output
+
+
+def test_the_checkpoint_of_an_interrupted_training_is_no_membrane_of_the_folder(spm, tmp_path, cat_file):
+    (tmp_path / "dog.checkpoint.safetensors").write_bytes(b"a training's state")
+    assert [membrane.name for membrane in load_folder(tmp_path)] == ["cat"]
+    (tmp_path / "out").mkdir()
+    packed = spm("bank", "pack", ".", "--out", "out/bank.safetensors")
+    assert packed.exit_code == 0, packed.output
+    assert packed.output.startswith("1 membranes, ")
+    cat_file.unlink()
+    assert_refused(spm("interference", "."), "holds no membrane")
+
+
+def test_previews_follow_the_settings_of_the_file_unless_an_option_says_otherwise(spm, tmp_path, monkeypatch):
+    (tmp_path / "settings.toml").write_text('preview_every = 3\npreview_prompts = ["a cat", "a dog", "a bus"]\n')
+    seen = []
+
+    def erase(pipe, concept, *, config, **_):
+        seen.append(config)
+        if config.preview_prompts:
+            config.preview(3, [Image.new("RGB", (8, 8))] * 3)
+        return random_membrane(pipe.unet, "cat", every=6)
+
+    monkeypatch.setattr(training, "erase", erase)
+    for options in ((), ("--config", "settings.toml"), ("--config", "settings.toml", "--preview-every", 2)):
+        result = spm("erase", "cat", "--preview", "seen", *options)
+        assert result.exit_code == 0, result.output
+    assert [config.preview_every for config in seen] == [TrainConfig().num_steps // 4, 3, 2]
+    assert files_in(tmp_path / "seen") == ["step-00003.png"]
+
+
+def test_what_the_terminal_cannot_show_does_not_end_a_command():
+    program = "from semipermeable.cli.app import main, app; app.command('γ')(lambda: print('γ = 1')); main()"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    found = subprocess.run([sys.executable, "-c", program, "γ"], capture_output=True, env=environment, check=False)
+    assert (found.returncode, found.stdout.strip()) == (0, b"? = 1"), found.stderr
+
+
+def test_zoo_evaluate_makes_the_folder_of_its_file(spm, tmp_path):
+    result = spm("zoo", "evaluate", "emoji", "--count", 2, "--out", "new/drawing.json")
+    assert result.exit_code == 0, result.output
+    assert files_in(tmp_path) == ["new/drawing.json"]
+    assert json.loads((tmp_path / "new" / "drawing.json").read_text())["pictures"] == 2

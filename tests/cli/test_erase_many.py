@@ -58,7 +58,7 @@ def test_many_instant_membranes_are_made_once_and_measured(spm, tmp_path):
         (("cat", "--cluster", "auto"), "are about several concepts"),
         (("--concepts", "broken.toml", "--cluster", "auto"), "broken.toml"),
         (("--concepts", "c.toml", "--resume"), "omit --resume"),
-        (("cat", "--orthogonal-to", "empty"), "holds no .safetensors"),
+        (("cat", "--orthogonal-to", "empty"), "holds no membrane"),
         (("cat", "--rank", "0"), "rank must be at least 1"),
     ],
 )
@@ -123,4 +123,4 @@ def test_a_folder_without_membranes_has_no_interference(spm, tmp_path):
     (tmp_path / "empty").mkdir()
     result = spm("interference", "empty")
     assert result.exit_code == 2
-    assert "holds no .safetensors" in result.stderr
+    assert "holds no membrane" in result.stderr

@@ -1,5 +1,7 @@
 """`spm export`, `spm import`, `spm merge`: what they write, what they say, and what they refuse."""
 
+import dataclasses
+
 import pytest
 import torch
 import typer
@@ -7,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from semipermeable.cli import export as commands
+from semipermeable.concept import Concept
 from semipermeable.files import load, save
 from semipermeable.files.exporting import LAYOUTS
 
@@ -130,6 +133,7 @@ def test_export_bakes_several(spm, tmp_path, cat, neon, layout, out):
         (("import", "nowhere.safetensors", "--out", "x.safetensors"), ("cannot be read", "check the path")),
         (("import", "cat.safetensors", "--gate-power", "3", "--out", "x.safetensors"), ("gate_power must be 1",)),
         (("import", "cat.safetensors", "--name", " ", "--out", "x.safetensors"), ("a concept needs a name",)),
+        (("import", "cat.safetensors", "--name", "", "--out", "x.safetensors"), ("a concept needs a name",)),
         (("import", ".", "--out", "x.safetensors"), (".: ", "cannot be read")),
         (("import", "model.ckpt", "--out", "x.safetensors"), (".ckpt files may run code",)),
         (("merge", "cat.safetensors", "--gamma", "1,x", "--out", "x.safetensors"), ("numbers joined by commas",)),
@@ -141,3 +145,36 @@ def test_export_bakes_several(spm, tmp_path, cat, neon, layout, out):
 def test_what_is_refused(spm, tmp_path, cat, arguments, words):
     assert_refused(spm(*arguments), *words)
     assert [path.name for path in tmp_path.iterdir()] == [cat]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "cat.safetensors", "--out", "./cat.safetensors"),
+        ("export", "cat.safetensors", "--out", "model.safetensors", "--model", "model.safetensors"),
+        ("export", "lora", "--out", "lora/adapter_model.safetensors"),
+        ("export", "cat.safetensors", "--format", "checkpoint", "--model", "emoji", "--out", "cat.safetensors"),
+        ("import", "cat.safetensors", "--out", "cat.safetensors"),
+        ("merge", "neon.safetensors", "cat.safetensors", "--out", "cat.safetensors"),
+    ],
+)
+def test_what_is_read_is_never_replaced(spm, tmp_path, cat, neon, arguments):
+    assert spm("export", cat, "--format", "peft", "--out", "lora").exit_code == 0
+    (tmp_path / "model.safetensors").write_bytes(b"a model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert_refused(spm(*arguments), "is read for it and would be lost", "choose another name")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_import_keeps_what_it_is_not_told(spm, tmp_path, pipe):
+    told = Concept("cat", ("moggy",), surrogate="animal", keep=("cat face",))
+    save(dataclasses.replace(random_membrane(pipe.unet, "cat"), concept=told), tmp_path / "cat.safetensors")
+    spm("export", "cat.safetensors", "--out", "lora.safetensors")
+    for options, names in (
+        (("--alias", "kitty"), ("cat", "kitty", "moggy")),
+        (("--name", "tabby"), ("tabby",)),
+        (("--name", "tabby", "--alias", "kitty"), ("tabby", "kitty")),
+    ):
+        assert spm("import", "lora.safetensors", *options, "--out", "again.safetensors").exit_code == 0
+        concept = load(tmp_path / "again.safetensors").concept
+        assert (concept.names, concept.surrogate, concept.keep) == (names, "animal", ("cat face",))

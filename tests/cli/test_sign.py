@@ -153,3 +153,26 @@ def test_the_commands(tmp_path, monkeypatch):
     empty = tmp_path / "password"
     empty.touch()
     assert "is empty" in spm("sign", "cat.safetensors", "--key", "k.pem", "--password-file", "password").stderr
+
+
+def test_a_signature_replaces_nothing_that_it_is_made_from(tmp_path, signed, keys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "link").symlink_to(signed)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for target in (signed, keys[0], tmp_path / "link", tmp_path / "." / "cat.safetensors"):
+        with pytest.raises(OutputError, match="is read for it and would be lost; choose another name"):
+            sign_file(signed, keys[0], target)
+    arguments = ["sign", "cat.safetensors", "--key", "signing.pem", "--password-file", "password"]
+    refused = CliRunner().invoke(app, [*arguments, "--signature", "password"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_is_no_place_for_a_key_or_a_signature(tmp_path, signed, keys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--make-key", "."], ["cat.safetensors", "--key", "signing.pem", "--signature", "."]):
+        refused = CliRunner().invoke(app, ["sign", *arguments])
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith("spm: ")
+        assert "'.'" in refused.stderr

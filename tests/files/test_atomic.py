@@ -5,10 +5,13 @@ import os
 import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from semipermeable.errors import OutputError
 from semipermeable.files import atomic
-from semipermeable.files.atomic import write_atomically
+from semipermeable.files.atomic import check_apart, write_atomically
+from semipermeable.files.exporting.staging import new_file, new_folder
 
 
 def raising(number):
@@ -122,6 +125,7 @@ def test_wrong_places_are_refused(tmp_path):
     for path, step in (
         (tmp_path / "missing" / "f", "create the folder first"),
         (tmp_path, "add a file name"),
+        (".", "add a file name"),
         (tmp_path / "file" / "f", "a part of the path is a file"),
         (tmp_path / ("x" * 300), "choose a shorter name"),
         (tmp_path / "a\0b", "choose another path"),
@@ -129,3 +133,30 @@ def test_wrong_places_are_refused(tmp_path):
         with pytest.raises(OutputError, match=step):
             write_atomically(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_target_is_kept_apart_from_what_is_read(tmp_path):
+    (tmp_path / "in").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for target in ("in", "link", "../" + tmp_path.name + "/in"):
+        with pytest.raises(OutputError, match="is read for it and would be lost; choose another name"):
+            check_apart(tmp_path / target, tmp_path / "missing", tmp_path / "in")
+    check_apart(tmp_path / "out", tmp_path / "in", tmp_path / "missing")
+    check_apart(tmp_path / ("x" * 300), tmp_path / "in", tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_baked_files_and_folders_have_the_permissions_of_any_new_file(tmp_path, umask):
+    """safetensors, which writes them, makes its files for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with new_file(tmp_path / "m.safetensors") as path:
+            save_file({"a": torch.zeros(2)}, path)
+        with new_folder(tmp_path / "model") as stage:
+            (stage / "unet").mkdir()
+            save_file({"a": torch.zeros(2)}, stage / "unet" / "m.safetensors")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}

@@ -98,6 +98,18 @@ def set_index(text):
     return change
 
 
+def as_bf16(name):
+    def change(tensors):
+        tensors[name] = tensors[name][: len(tensors[name]) // 2 * 2].view(torch.bfloat16).clone()
+
+    return change
+
+
+def damage_gate(tensors):
+    listing = json.loads(tensors["index"].numpy().tobytes())
+    set_index(json.dumps([{**listing[0], "gate": []}, *listing[1:]]))(tensors)
+
+
 @pytest.mark.parametrize(
     ("change", "metadata", "message"),
     [
@@ -107,6 +119,9 @@ def set_index(text):
         (set_index("{"), None, "index is not JSON"),
         (set_index("[]"), None, "does not list its 3 members"),
         (set_index("[1, 2, 3]"), None, "entry 0 of its index is not usable"),
+        (damage_gate, None, "entry 0 of its index is not usable"),
+        (lambda tensors: tensors.update(index=torch.zeros(4, dtype=torch.bfloat16)), None, r"'index' must hold bytes"),
+        (as_bf16("member::0000001"), None, "'member::0000001' must hold bytes"),
         (lambda tensors: tensors.pop("gate::F32::7"), None, "entry 1 of its index is not usable"),
     ],
 )
@@ -140,3 +155,14 @@ def test_a_membrane_of_another_format_is_packed_as_ours(folder, tmp_path):
     record = next(r for r in PackedFile(tmp_path / "bank.safetensors").records if r.name == expected.name)
     assert record.story.foreign_names
     assert record.read().pairs.keys() == expected.pairs.keys()
+
+
+def test_packing_replaces_no_file_that_it_packs(folder, tmp_path):
+    """Also where the folder holds a link to a file elsewhere."""
+    elsewhere = tmp_path / "fox.safetensors"
+    spm.save(make("fox"), elsewhere)
+    (folder / "fox.safetensors").symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    with pytest.raises(OutputError, match="is read for it and would be lost"):
+        pack(folder, elsewhere)
+    assert elsewhere.read_bytes() == before

@@ -93,6 +93,8 @@ def test_a_folder_in_use_and_a_folder_that_is_no_bundle_are_refused(tmp_path: Pa
         zoo.spec(tmp_path)
     with pytest.raises(ConfigError, match="positive"):
         Plan().scaled(0)
+    with pytest.raises(ConfigError, match="positive and finite, not inf"):
+        Plan().scaled(float("inf"))
 
 
 def test_normalised_latents_have_unit_scale_and_decode_to_the_same_picture() -> None:

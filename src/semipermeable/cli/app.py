@@ -1,6 +1,8 @@
 """The `spm` command: its sub-commands, `--version`, and the entry point."""
 
+import io
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -68,7 +70,9 @@ def _root(  # pyright: ignore[reportUnusedFunction]
 
 
 def main() -> None:
-    """Run the command line; a request to terminate cleans up like Ctrl-C."""
+    """Run the command line; a request to terminate cleans up like Ctrl-C, and what the terminal cannot show is "?"."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="spm")
 

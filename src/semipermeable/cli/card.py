@@ -36,6 +36,8 @@ def card_command(
     device: DeviceOption = None,
 ) -> None:
     """Write a membrane's card: concept, base model, training, metrics, how to use it."""
+    from semipermeable.files.atomic import check_apart
+    from semipermeable.files.loading import weights_file
     from semipermeable.generation.card import Pictures, draw_pictures, membrane_card
     from semipermeable.generation.output import check_writable, staged_folder
     from semipermeable.zoo import load_membrane
@@ -49,7 +51,12 @@ def card_command(
         if out is None:
             typer.echo(membrane_card(membrane, source), nl=False)
             return
-        check_writable(out)
+        grid_file = out.parent / f"{out.stem}.png"
+        for target in (out, grid_file) if pictures else (out,):
+            check_writable(target)
+            check_apart(target, weights_file(file), *([] if model is None else [Path(model)]))
+        if pictures and out.suffix.lower() == ".png":
+            raise typer.BadParameter(f"the card and its pictures would both be {str(out)!r}; call the card card.md")
         drawn = None
         with staged_folder(out.parent) as stage:
             if pictures:
@@ -59,23 +66,24 @@ def card_command(
                     grid, same = draw_pictures(
                         pipe, membrane, seed=seed, steps=steps, guidance=guidance, progress=report
                     )
-                drawn = Pictures(f"{out.stem}.png", chosen, same, seed, steps, guidance)
+                drawn = Pictures(grid_file.name, chosen, same, seed, steps, guidance)
                 grid.save(stage / drawn.file)
             (stage / out.name).write_text(membrane_card(membrane, source, drawn), encoding="utf-8")
         typer.echo(str(out))
         if drawn is not None:
-            typer.echo(str(out.with_name(drawn.file)))
+            typer.echo(str(grid_file))
 
 
 @contextmanager
 def _as_file(place: Path, membrane: "Membrane") -> Generator[Path, None, None]:
     """Give the membrane's file; one that comes with the package has one meanwhile, as `spm.save` would write it."""
     from semipermeable.files import save
+    from semipermeable.files.loading import weights_file
     from semipermeable.training import file_name
     from semipermeable.zoo.shipped import shipped_name
 
     if shipped_name(place) is None:
-        yield place
+        yield weights_file(place)
         return
     with TemporaryDirectory() as folder:
         written = Path(folder) / file_name(membrane.concept)

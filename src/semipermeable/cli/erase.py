@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from semipermeable.membrane import Membrane
     from semipermeable.training import Made, Share, TrainConfig
 
-__all__ = ["EXAMPLE", "erase_command", "load_folder"]
+__all__ = ["EXAMPLE", "erase_command", "folder_files", "load_folder"]
 
 EXAMPLE = (
     'Example:  spm erase "cat" --alias kitty --surrogate animal --out cat.safetensors      '
@@ -97,11 +97,14 @@ def erase_command(
         raise typer.BadParameter("--preview-every is about pictures; say where with --preview")
     wanted = _wanted(concept, concepts, alias or [], surrogate, keep or [])
     targets = _targets(wanted, out, several=concepts is not None)
-    settings = _settings(preset, steps, rank, config)
+    told = _read_settings(config)
+    settings = _settings(preset, steps, rank, told)
     share = _share(cluster, several=concepts is not None)
     for target in targets:
         _check_target(target, share)
-    settings = _followed(settings, preview, preview_every, tensorboard)
+    settings = _followed(settings, preview, preview_every or told.get("preview_every"), tensorboard)
+    if concepts is None:
+        _check_apart(targets[0], orthogonal_to, config, model)
     beside = [] if orthogonal_to is None else load_folder(orthogonal_to)
     if concepts is not None:
         many = _Many(wanted, targets[0].parent, settings, seed, at_once, joint, beside)
@@ -122,10 +125,17 @@ def load_folder(place: Path) -> "list[Membrane]":
     from semipermeable.errors import MembraneFileError
     from semipermeable.zoo import load_membrane
 
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    files = folder_files(place)
     if not files:
-        raise MembraneFileError(f"folder {str(place)!r} holds no .safetensors; make some with spm erase --concepts")
+        raise MembraneFileError(f"folder {str(place)!r} holds no membrane; make some with spm erase --concepts")
     return [load_membrane(file) for file in files]
+
+
+def folder_files(place: Path) -> list[Path]:
+    """Return what `load_folder` reads."""
+    from semipermeable.files.loading import membrane_files
+
+    return membrane_files(place) if place.is_dir() else [place]
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,13 @@ def _share(cluster: str, *, several: bool) -> "Share":
     if share.count > 1 and cluster:
         raise typer.BadParameter("--cluster shares out the work itself; run it without accelerate launch")
     return share
+
+
+def _check_apart(target: Path, orthogonal_to: Path | None, config: Path | None, model: str) -> None:
+    from semipermeable.files.atomic import check_apart
+
+    beside = [] if orthogonal_to is None else folder_files(orthogonal_to)
+    check_apart(target, *beside, *([] if config is None else [config]), Path(model))
 
 
 def _check_target(target: Path, share: "Share") -> None:
@@ -227,10 +244,11 @@ def _erase_one(
     import dataclasses
 
     from semipermeable.files import save
+    from semipermeable.files.loading import CHECKPOINT
     from semipermeable.generation.output import staged_file
     from semipermeable.training import erase
 
-    checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
+    checkpoint = target.with_name(target.stem + CHECKPOINT)
     chosen = dataclasses.replace(settings, checkpoint=str(checkpoint)) if resume else settings
     membrane = erase(pipe, concept, seed=seed, config=chosen, orthogonal_to=beside)
     with staged_file(target) as path:
@@ -261,10 +279,12 @@ def _followed(
     if preview is None:
         return settings
 
+    titles = tuple(settings.preview_prompts) or ("the concept", "kept")
+
     def keep(step: int, pictures: Sequence[Any]) -> None:
         with staged_file(preview / f"step-{step:05d}.png") as path:
             row = Row(f"step {step}", tuple(pictures))
-            comparison_grid([row], ("the concept", "kept")).save(path, format="png")
+            comparison_grid([row], titles).save(path, format="png")
 
     steps = every or min(100, max(1, settings.num_steps // 4))
     return dataclasses.replace(settings, preview=keep, preview_every=steps)
@@ -317,16 +337,32 @@ def _targets(wanted: "list[Concept]", out: Path | None, *, several: bool) -> lis
     return [(out or Path()) / name for name in names]
 
 
-def _settings(preset: str, steps: int | None, rank: int | None, file: Path | None) -> "TrainConfig":
-    from semipermeable.errors import ConfigError
+def _read_settings(file: Path | None) -> dict[str, Any]:
+    """Return the fields of `TrainConfig` that a file sets."""
+    import dataclasses
+
+    from semipermeable.errors import ConfigError, closest
     from semipermeable.training import TrainConfig
 
-    overrides: dict[str, Any] = {}
-    if file is not None:
-        try:
-            overrides = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"training settings {str(file)!r} cannot be read ({error}); see --help") from error
+    if file is None:
+        return {}
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"training settings {str(file)!r} cannot be read ({error}); see --help") from error
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in found:
+        if name == "preset":
+            raise ConfigError(f"{str(file)!r} sets a preset, which is no training setting; give it with --preset")
+        if name not in known:
+            raise ConfigError(f"{str(file)!r}: {closest(name, known, what='training setting')}")
+    return found
+
+
+def _settings(preset: str, steps: int | None, rank: int | None, told: dict[str, Any]) -> "TrainConfig":
+    from semipermeable.training import TrainConfig
+
+    overrides = dict(told)
     if steps is not None:
         overrides["num_steps"] = steps
     if rank is not None:

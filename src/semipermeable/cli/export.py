@@ -29,7 +29,6 @@ MERGE_EXAMPLE = "Example:  spm merge cat.safetensors neon.safetensors --gamma 1,
 ADAPTERS = ("kohya", "diffusers", "peft", "comfyui", "reference")
 BAKED = ("folder", "checkpoint")
 """What `--format` takes; written out, so that `--help` need not import torch."""
-_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="What to write: a .safetensors file; peft: a new folder.")]
 ModelForNames = Annotated[
@@ -62,9 +61,11 @@ def export_command(
 ) -> None:
     """Write a membrane as another program's adapter, or bake it into a model. Neither has a gate."""
     from semipermeable.errors import ExportError, closest
+    from semipermeable.zoo import load_membrane
 
     if layout not in (*ADAPTERS, *BAKED):
         raise ExportError(closest(layout, (*ADAPTERS, *BAKED), what="format"))
+    _check_out(out, files, model)
     if layout in BAKED:
         _bake(files, out, layout, model, dtype)
         return
@@ -72,7 +73,7 @@ def export_command(
         raise ExportError(f"--dtype is for baked models; a {layout} adapter keeps the numbers of its membrane")
     if len(files) > 1:
         raise ExportError(f"a {layout} adapter is made of one membrane, found {len(files)}; add them up with spm merge")
-    _write(_load(files[0]), out, layout, model)
+    _write(load_membrane(files[0]), out, layout, model)
 
 
 @guarded
@@ -91,14 +92,18 @@ def import_command(
     """Read another program's adapter into a membrane, to be gated like any other."""
     import dataclasses
 
-    from semipermeable.concept import Concept
     from semipermeable.files import save
     from semipermeable.files.foreign import resolve_foreign
+    from semipermeable.zoo import load_membrane
 
-    membrane = _load(file, gate_power)
+    _check_out(out, [file], model)
+    membrane = load_membrane(file)
+    if gate_power is not None:
+        membrane = dataclasses.replace(membrane, gate_power=gate_power)
     if name is not None or alias:
         told = membrane.concept
-        concept = Concept(name or told.name, (*(alias or ()), *(told.aliases if name is None else ())))
+        aliases = (*(alias or ()), *(told.aliases if name is None else ()))
+        concept = dataclasses.replace(told, name=told.name if name is None else name, aliases=aliases)
         membrane = dataclasses.replace(membrane, concept=concept, gate=None)
     if model is not None:
         membrane = resolve_foreign(membrane, _denoiser(model))
@@ -126,11 +131,13 @@ def merge_command(
     from semipermeable.errors import ExportError, closest
     from semipermeable.files.exporting import merge
     from semipermeable.files.foreign import resolve_foreign
+    from semipermeable.zoo import load_membrane
 
     if layout not in ADAPTERS:
         raise ExportError(closest(layout, ADAPTERS, what="format"))
+    _check_out(out, files, model)
     gammas = _numbers(gamma)
-    membranes = [_load(file) for file in files]
+    membranes = [load_membrane(file) for file in files]
     denoiser = None if model is None else _denoiser(model)
     if denoiser is not None:
         membranes = [resolve_foreign(membrane, denoiser) for membrane in membranes]
@@ -148,15 +155,12 @@ def _numbers(text: str | None) -> list[float] | None:
         raise ExportError(f"--gamma must be numbers joined by commas, e.g. 1,0.5,1, found {text!r}") from error
 
 
-def _load(file: Path, gate_power: int | None = None) -> "Membrane":
-    """Read a membrane; of an adapter's folder, the file that it always has."""
-    from semipermeable.files import load
-    from semipermeable.zoo.shipped import load_membrane, shipped_name
+def _check_out(out: Path, files: list[Path], model: str | None) -> None:
+    """Refuse to write over a membrane or a model that is read."""
+    from semipermeable.files.atomic import check_apart
+    from semipermeable.files.loading import weights_file
 
-    if shipped_name(file) is not None:
-        return load_membrane(file)
-    inside = [file / weights for weights in _WEIGHTS if (file / weights).is_file()]
-    return load(inside[0] if inside else file, gate_power=gate_power)
+    check_apart(out, *map(weights_file, files), *([] if model is None else [Path(model)]))
 
 
 def _denoiser(model: str) -> Any:
@@ -181,10 +185,11 @@ def _bake(files: list[Path], out: Path, layout: str, model: str | None, dtype: s
     from semipermeable.equip.baking import bake_checkpoint, bake_folder
     from semipermeable.errors import ExportError
     from semipermeable.files.export_story import NOTICE
+    from semipermeable.zoo import load_membrane
 
     if model is None:
         raise ExportError(f"--format {layout} bakes membranes into a model; say which, e.g. --model emoji")
-    membranes = [_load(file) for file in files]
+    membranes = [load_membrane(file) for file in files]
     pipe = loaded(model, "cpu", dtype or "fp32")
     given = [attachable(*one) for one in zip(files, membranes, strict=True)]
     (bake_folder if layout == "folder" else bake_checkpoint)(pipe, given, out)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semipermeable.cli.erase import load_folder
+from semipermeable.cli.erase import folder_files, load_folder
 from semipermeable.cli.options import DeviceOption, ModelOption, SeedOption, loaded
 from semipermeable.cli.problems import guarded
 
@@ -36,11 +36,13 @@ def interference_command(
     "disturbed" is how far the others change a concept's erased prediction, relative to what its own membrane does;
     "kept" is what a membrane does to captions that all shall keep.
     """
-    membranes = load_folder(folder)
     if as_json is not None:
+        from semipermeable.files.atomic import check_apart
         from semipermeable.generation.output import check_writable
 
         check_writable(as_json)
+        check_apart(as_json, *folder_files(folder))
+    membranes = load_folder(folder)
     pipe = loaded(model, device, "fp32")
     from semipermeable.training import Workshop
     from semipermeable.training.interference import measure_interference

@@ -111,11 +111,13 @@ def file_facts(place: Path, membrane: "Membrane") -> dict[str, Any]:
     """
     import hashlib
 
+    from semipermeable.files.loading import weights_file
     from semipermeable.files.native import to_bytes
     from semipermeable.generation.png import file_digest
     from semipermeable.zoo.shipped import shipped_name
 
     if shipped_name(place) is None:
-        return {"file": place.name, "bytes": place.stat().st_size, "sha256": file_digest(place)}
+        file = weights_file(place)
+        return {"file": place.name, "bytes": file.stat().st_size, "sha256": file_digest(file)}
     data = to_bytes(membrane)
     return {"file": str(place), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -62,5 +62,6 @@ _MENDABLE = {
     errno.ENOMEM: _OUT_OF_MEMORY,
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
+    errno.ENAMETOOLONG: "the name {where} is too long; choose or give a shorter one",
     errno.EROFS: "{where} lies on a read-only file system; choose another place",
 }

@@ -31,6 +31,7 @@ def sign_command(
     ] = None,
 ) -> None:
     """Sign a file with a key of your own; needs no network."""
+    from semipermeable.files.atomic import check_apart
     from semipermeable.signing import make_keys, sign_file
 
     if make_key is not None:
@@ -41,6 +42,8 @@ def sign_command(
         return
     if file is None or key is None:
         raise typer.BadParameter("say what to sign and with which key: spm sign FILE --key signing.pem")
+    if signature is not None and password_file is not None:
+        check_apart(signature, password_file)
     typer.echo(f"{sign_file(file, key, signature, password=_password(password_file))}: signature of {file}")
 
 

@@ -46,7 +46,7 @@ def info_command(
         content = {**card, "objects": list(taught.object_names), "styles": list(taught.styles)}
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
         return
-    typer.echo(f"{taught.name}: {card['summary']}\n")
+    typer.echo(f"{taught.name}: {card.get('summary', 'no summary')}\n")
     typer.echo(f"styles: {', '.join(taught.styles)}")
     for group, names in taught.groups.items():
         typer.echo(f"{group}: {', '.join(names)}")

@@ -3,13 +3,14 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from semipermeable.errors import OutputError
 
-__all__ = ["write_atomically"]
+__all__ = ["check_apart", "give_usual_permissions", "write_atomically"]
 
 _NEXT_STEP = {
     errno.ENOSPC: "free some space, or choose another disk",
@@ -26,6 +27,44 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Some network file systems cannot sync a folder; the file itself is synced by then."""
 
 
+def check_apart(target: Path, *inputs: Path) -> None:
+    """Refuse to write over what a result is made from; to be called before the work.
+
+    Args:
+        target: the file to write.
+        inputs: what is read for it; one that is missing counts for nothing here.
+
+    Raises:
+        OutputError: if `target` is one of them, by whatever path.
+    """
+    for one in inputs:
+        if _is_same(target, one):
+            raise OutputError(
+                f"cannot write {str(target)!r}: {str(one)!r} is read for it and would be lost; choose another name"
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def give_usual_permissions(folder: Path) -> None:
+    """Give files below a folder the permissions that the user's umask gives any new file, whoever wrote them.
+
+    safetensors makes its files for their owner alone.
+    """
+    probe = folder / f".{secrets.token_hex(6)}.tmp"
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(usual)
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
     """Write `data` to `path`; a failure leaves what was there before, and no other file.
 
@@ -37,7 +76,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Iterable[bytes]
         OutputError: if it cannot be written, with the reason and the next step.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(6)}.tmp"
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

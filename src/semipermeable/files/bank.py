@@ -21,9 +21,9 @@ from safetensors.torch import load as parse
 from torch import Tensor
 
 from semipermeable.errors import MembraneFileError, OutputError
-from semipermeable.files.atomic import write_atomically
+from semipermeable.files.atomic import check_apart, write_atomically
 from semipermeable.files.container import DTYPES, Container, Entry, fail, open_container, strict_json
-from semipermeable.files.loading import load
+from semipermeable.files.loading import load, membrane_files
 from semipermeable.files.metadata import KEY, Story, decode, encode
 from semipermeable.files.native import read_native, to_bytes
 from semipermeable.membrane import GateState, Membrane
@@ -87,14 +87,14 @@ def scan_file(path: Path) -> Record:
 
 
 def scan_folder(folder: Path) -> dict[Path, Record]:
-    """Scan every `.safetensors` of a folder, in the order of their names.
+    """Scan every membrane file of a folder (`membrane_files`), in the order of their names.
 
     Raises:
         MembraneFileError: if it is no folder, or a file is no membrane.
     """
     if not folder.is_dir():
         fail(str(folder), "is no folder of membranes; pass a folder, or a file that `spm bank pack` wrote")
-    return {path: scan_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {path: scan_file(path) for path in membrane_files(folder)}
 
 
 def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
@@ -109,7 +109,7 @@ def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
 
     Raises:
         MembraneFileError: if there is none, a file is no membrane, or two erase the same concept.
-        OutputError: if the file cannot be written.
+        OutputError: if the file cannot be written, or would replace one that it packs.
     """
     source, target = Path(folder), Path(path)
     if target.suffix != ".safetensors":
@@ -119,6 +119,7 @@ def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     records = scan_folder(source)
     if not records:
         fail(str(source), "holds no .safetensors file; there is nothing to pack")
+    check_apart(target, *records)
     by_name: dict[str, Path] = {}
     for file, record in records.items():
         other = by_name.setdefault(record.name, file)
@@ -232,15 +233,18 @@ class PackedFile:
             )
         if _INDEX not in container.entries:
             fail(container.path, "has no tensor 'index'; the file is damaged, pack again", _INDEX)
+        members = [name for name in container.entries if name.startswith("member::")]
+        for name in (_INDEX, *members):
+            if container.entries[name].dtype != torch.uint8:
+                fail(container.path, f"tensor {name!r} must hold bytes (U8); the file is damaged, pack again", name)
         try:
             listing = strict_json(container.tensor(_INDEX).numpy().tobytes().decode())
         except ValueError as error:
             fail(container.path, f"its index is not JSON ({error}); the file is damaged, pack again", _INDEX, error)
-        members = sum(name.startswith("member::") for name in container.entries)
-        if not isinstance(listing, list) or len(cast("list[Any]", listing)) != members:
+        if not isinstance(listing, list) or len(cast("list[Any]", listing)) != len(members):
             fail(
                 container.path,
-                f"its index does not list its {members} members; the file is damaged, pack again",
+                f"its index does not list its {len(members)} members; the file is damaged, pack again",
                 _INDEX,
             )
         return cast("list[dict[str, Any]]", listing)
@@ -253,7 +257,7 @@ class PackedFile:
                 name: self._places[place][row].reshape(shape) for name, (place, row, shape) in entry["gate"].items()
             }
             digest = str(entry["sha256"])
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             fail(path, f"entry {number} of its index is not usable ({error}); pack again", _INDEX, error)
         gate = None if story.gate is None else GateState(story.gate[0], story.gate[1], tensors)
         return Record(story, gate, f"{path}, member {number}", lambda: self._read(number, digest, entry["story"]))

@@ -69,11 +69,7 @@ def save_concepts(concepts: Sequence[Concept], path: str | os.PathLike[str]) -> 
         raise ConceptError(f"{shown}: there is no concept to write")
     _refuse_twice(concepts, shown)
     tables = [{name: value for name in _FIELDS if (value := _plain(getattr(c, name)))} for c in concepts]
-    try:
-        data = tomli_w.dumps({"concept": tables}).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConceptError(f"{shown}: a concept holds text that is not valid Unicode ({error})") from error
-    write_atomically(path, data)
+    write_atomically(path, tomli_w.dumps({"concept": tables}).encode("utf-8"))
 
 
 def _plain(value: str | tuple[str, ...]) -> str | list[str]:

@@ -273,7 +273,8 @@ def _concept(container: Container) -> Concept:
 
 def _stem(path: str) -> str:
     stem = Path(path).stem
-    return (Path(path).resolve().parent.name or stem) if stem in _UNTOLD_STEMS else stem
+    told = (Path(path).resolve().parent.name or stem) if stem in _UNTOLD_STEMS else stem
+    return told.encode(errors="replace").decode()
 
 
 def _prompts(text: str) -> list[str]:

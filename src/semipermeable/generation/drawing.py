@@ -76,17 +76,25 @@ def jobs_for(prompts: Sequence[str], seed: int = 0, images_per_prompt: int = 1) 
         images_per_prompt: pictures of each prompt.
 
     Raises:
-        PromptError: if there is no prompt, or one is empty.
+        PromptError: if there is no prompt, or one is empty or not Unicode.
     """
     if not prompts:
         raise PromptError('no prompt was given; write one, e.g. "a neon icon of a cat"')
     for number, prompt in enumerate(prompts, 1):
+        which = "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}"
         if not prompt.strip():
-            which = "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}"
             raise PromptError(f'{which} is empty; write what to draw, e.g. "a neon icon of a cat"')
+        _check_unicode(prompt, which)
     if images_per_prompt < 1:
         raise PromptError(f"images per prompt must be at least 1, found {images_per_prompt}")
     return [Job(prompt, seed + j) for prompt in prompts for j in range(images_per_prompt)]
+
+
+def _check_unicode(text: str, which: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{which} is not valid Unicode text: {text!r}; write it in UTF-8") from error
 
 
 def batch_size_for(pipe: Any) -> int:
@@ -122,7 +130,9 @@ def draw(
 
     Raises:
         ConfigError: if the model's scheduler cannot take that many steps, or guidance is not a finite number.
+        PromptError: if the negative prompt is not Unicode.
     """
+    _check_unicode(negative, "the negative prompt")
     if not math.isfinite(guidance):
         raise ConfigError(f"guidance must be a finite number, found {guidance}; 4 is usual, 1 draws without")
     _check_steps(pipe, steps)
@@ -224,7 +234,7 @@ def generate(
         One drawing per picture, prompts outermost.
 
     Raises:
-        PromptError: if there is no prompt, or one is empty.
+        PromptError: if there is no prompt, or one is empty or not Unicode.
         ConfigError: if the model's scheduler cannot take that many steps, or guidance is not a finite number.
         AttachError, SiteError, PermeabilityError: see `semipermeable.attach`.
     """

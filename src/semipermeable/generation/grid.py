@@ -67,7 +67,7 @@ def _draw_block(
     pen.text((left, top), _fit(f"{row.caption}   {row.note}".rstrip(), room, font), fill=_INK, font=font)
     for column, (title, picture) in enumerate(zip(columns, row.pictures, strict=True)):
         x = left + column * (width + _GAP)
-        pen.text((x, top + line - _GAP // 2), title, fill=_PALE, font=font)
+        pen.text((x, top + line - _GAP // 2), _fit(title, width, font), fill=_PALE, font=font)
         sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.NEAREST), (x, top + 2 * line - _GAP))
 
 

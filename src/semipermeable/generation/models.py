@@ -56,7 +56,7 @@ def _place(pipe: Any, place: Any, precision: Any) -> None:
         pipe.to(place)
         if pipe.dtype != precision:
             pipe.to(precision)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         if "out of memory" in str(error):
             raise
         raise ModelError(f"the model cannot be moved to device {place} ({_short(error)}); try --device cpu") from error
@@ -95,7 +95,10 @@ def _dtype(name: str | None, device: Any, bundled: bool) -> Any:
 
 def _finder(spec: str) -> Callable[[Any], Any]:
     """Say how `spec` is to be loaded, before anything heavy happens."""
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"there is no file or folder {spec!r} ({error}); check the path") from error
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{spec!r} is a pickle, and opening a pickle can run any code; convert it to .safetensors and pass that"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from semipermeable.errors import OutputError
+from semipermeable.files.atomic import give_usual_permissions
 
 __all__ = ["check_writable", "explain", "staged_file", "staged_folder"]
 
@@ -40,8 +41,8 @@ def check_writable(target: Path, *, folder: bool = False) -> None:
     Raises:
         OutputError: if it cannot.
     """
-    if not folder and target.is_dir():
-        raise explain(target, IsADirectoryError(errno.EISDIR, "is a directory"))
+    if not folder:
+        _check_no_folder(target)
     where = target if folder else target.parent
     try:
         made = _make_folders(where)
@@ -75,8 +76,8 @@ def staged_folder(target: Path) -> Generator[Path, None, None]:
             raise explain(target, error) from error
         try:
             yield stage
+            give_usual_permissions(stage)
             for path in sorted(stage.iterdir()):
-                path.chmod(0o644)
                 path.replace(target / path.name)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -97,10 +98,17 @@ def staged_file(target: Path) -> Generator[Path, None, None]:
     Raises:
         OutputError: if it cannot be written, in the block or at the end.
     """
-    if target.is_dir():
-        raise explain(target, IsADirectoryError(errno.EISDIR, "is a directory"))
+    _check_no_folder(target)
     with staged_folder(target.parent) as stage:
         yield stage / target.name
+
+
+def _check_no_folder(target: Path) -> None:
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+    except OSError as error:
+        raise explain(target, error) from error
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from semipermeable.errors import UnknownNameError, ZooError, closest
 
@@ -19,6 +19,7 @@ ASSETS = Path(__file__).parent / "assets"
 """Folder of all bundles."""
 MANIFEST = "manifest.json"
 """Name of the file that lists a bundle's files."""
+_AGAIN = "reinstall semipermeable, or build the bundle again"
 
 
 def bundle_names() -> list[str]:
@@ -49,14 +50,24 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a bundle: its card data, and `files` with size and SHA-256 of each."""
+    """Return the manifest of a bundle: its card data, and `files` with size and SHA-256 of each.
+
+    Raises:
+        ZooError: if it cannot be read, or does not list files so.
+    """
+    what = f"{MANIFEST} of the bundled model {folder.name!r}"
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ZooError(
-            f"{MANIFEST} of the bundled model {folder.name!r} cannot be read ({error}); reinstall semipermeable"
-        ) from error
-    return manifest
+        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ZooError(f"{what} cannot be read ({error}); {_AGAIN}") from error
+    files: Any = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(map(_is_entry, cast("dict[str, Any]", files).values())):
+        raise ZooError(f"{what} does not list files with size and SHA-256 of each; {_AGAIN}")
+    return cast("dict[str, Any]", manifest)
+
+
+def _is_entry(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("bytes"), int) and isinstance(found.get("sha256"), str)
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -67,10 +78,14 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
         names: path prefixes inside the bundle to check; None checks every file.
 
     Raises:
-        ZooError: if a file is missing or its SHA-256 differs.
+        ZooError: if a file is missing or its SHA-256 differs, or the manifest lists none that begins with a prefix.
     """
     prefixes = None if names is None else tuple(names)
-    for relative, expected in read_manifest(folder)["files"].items():
+    files = read_manifest(folder)["files"]
+    for prefix in prefixes or ():
+        if not any(relative.startswith(prefix) for relative in files):
+            raise ZooError(f"bundled model {folder.name!r}: {MANIFEST} lists no {prefix}; {_AGAIN}")
+    for relative, expected in files.items():
         if prefixes is not None and not relative.startswith(prefixes):
             continue
         path = folder / relative

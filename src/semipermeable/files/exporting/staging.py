@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from semipermeable.errors import OutputError
+from semipermeable.files.atomic import give_usual_permissions
 
 __all__ = ["new_file", "new_folder"]
 
@@ -31,6 +32,7 @@ def new_folder(target: Path) -> Generator[Path, None, None]:
         inner = stage / "result"
         inner.mkdir()
         yield inner
+        give_usual_permissions(stage)
         os.replace(inner, target)  # noqa: PTH105 - the rename is what makes it atomic
 
 
@@ -48,6 +50,7 @@ def new_file(target: Path) -> Generator[Path, None, None]:
         if target.is_dir():
             raise OutputError(f"cannot write {str(target)!r}: it is a folder; add a file name")
         yield stage / "result"
+        give_usual_permissions(stage)
         os.replace(stage / "result", target)  # noqa: PTH105 - the rename is what makes it atomic
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from semipermeable import zoo
 from semipermeable.errors import ConfigError
+from semipermeable.files.atomic import write_atomically
 from semipermeable.rates import wilson_interval
 from semipermeable.zoo.judges import FeatureStatistics
 
@@ -87,7 +88,8 @@ def evaluate(
 
     Args:
         name: bundled model, or a bundle's folder.
-        out: JSON file to write; rewritten after every batch, so that a stopped run leaves the pictures so far.
+        out: JSON file to write, its folder too; rewritten after every batch, so that a stopped run leaves the
+            pictures so far.
         count: pictures.
         steps: DDIM steps.
         guidance: scale of classifier-free guidance.
@@ -149,6 +151,5 @@ def _against_text(images: Tensor, texts: Tensor) -> dict[str, float]:
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())

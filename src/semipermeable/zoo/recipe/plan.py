@@ -1,5 +1,6 @@
 """How long each part of a bundle is trained and measured."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from semipermeable.errors import ConfigError
@@ -61,10 +62,10 @@ class Plan:
         """Return this plan with every number of steps and pictures multiplied; at least 2 of each.
 
         Raises:
-            ConfigError: if `effort` is not positive.
+            ConfigError: if `effort` is not positive and finite.
         """
-        if not effort > 0:
-            raise ConfigError(f"effort must be positive, not {effort}")
+        if not 0 < effort < math.inf:
+            raise ConfigError(f"effort must be positive and finite, not {effort}; 1 is the whole")
 
         def fewer(count: int) -> int:
             return max(2, round(count * effort))
