@@ -261,6 +261,7 @@ def test_hidden_temporary_and_other_files_are_not_opened(folder, policies):
     (folder / ".cat.safetensors.tmp").write_bytes(b"x")
     (folder / ".hidden.safetensors").write_bytes(b"x")
     (folder / "evil.pt").write_bytes(b"x")
+    (folder / "owl.checkpoint.safetensors").write_bytes(b"x")
     (folder / "sub.safetensors").mkdir()
     assert not Keeper(folder, policies(), as_it_is).state.problems
 

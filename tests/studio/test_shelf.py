@@ -29,6 +29,12 @@ def test_what_was_put_is_on_and_another_shelf_sees_it(work, shelf, cat):
     assert [one.name for one in shelf.acting()] == ["cat"]
 
 
+def test_the_state_of_a_training_is_no_membrane(work, shelf, cat):
+    shelf.put(cat)
+    (work.corner("membranes") / "dog.checkpoint.safetensors").write_bytes(b"x")
+    assert [item.name for item in shelf.items()] == ["cat"]
+
+
 def test_a_switch_keeps_the_strength_and_a_strength_the_switch(shelf, cat):
     file = shelf.put(cat)
     shelf.switch(file, strength=2.0)

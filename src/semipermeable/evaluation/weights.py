@@ -23,7 +23,10 @@ def identity_of(model: str) -> str:
     if model in zoo.names():
         shipped = zoo.info(model)["files"]
         return short_hash({name: entry["sha256"] for name, entry in shipped.items() if "/" in name})
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"there is no file or folder {model!r} ({error}); check the path") from error
     if path.is_file():
         return short_hash(_digest(path))
     if path.is_dir():

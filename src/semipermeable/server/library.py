@@ -2,7 +2,7 @@
 
 A file that cannot be used does not take its last good content away: the membrane read before stays in force and the
 problem is reported. A file that is gone takes its membrane with it. Only `.safetensors` files are opened, and the
-reader refuses pickles whatever their name.
+reader refuses pickles whatever their name. The state of a training that `spm erase --resume` keeps is no membrane.
 
 A file that the system did not let us read is looked at again every time: what mends it, permissions or room for one
 more open file, shows in no signature.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from semipermeable.errors import SemipermeableError
 from semipermeable.files import load
+from semipermeable.files.loading import CHECKPOINT
 from semipermeable.generation.png import file_digest
 from semipermeable.membrane import Membrane
 
@@ -134,7 +135,9 @@ def _signatures(folder: Path) -> dict[str, Signature]:
     found: dict[str, Signature] = {}
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.endswith(_SUFFIX) and not entry.name.startswith(".") and entry.is_file():
+            if not entry.name.endswith(_SUFFIX) or entry.name.endswith(CHECKPOINT) or entry.name.startswith("."):
+                continue
+            if entry.is_file():
                 facts = entry.stat()
                 found[entry.name] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
     return found

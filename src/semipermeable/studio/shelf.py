@@ -7,6 +7,7 @@ from typing import Any
 
 from semipermeable.errors import MembraneError, StudioError
 from semipermeable.files import load, save
+from semipermeable.files.loading import membrane_files
 from semipermeable.membrane import Membrane
 from semipermeable.studio.workfolder import WorkFolder, stem_of
 
@@ -57,7 +58,7 @@ class Shelf:
         """Return everything on the shelf, sorted by file name."""
         with self._lock:
             switches = self._work.read(self._path)
-            files = sorted(self._work.corner("membranes").glob("*.safetensors"))
+            files = membrane_files(self._work.corner("membranes"))
             return [self._item(path, switches.get(path.name)) for path in files if not path.name.startswith(".")]
 
     def acting(self) -> list[Shelved]:
