@@ -92,7 +92,7 @@ def test_shared_anchor_rows_stand_where_the_base_model_was_asked(host):
     ("changed", "joint", "words"),
     [
         ({"num_steps": 0}, False, "one by one"),
-        ({"checkpoint": "run.safetensors"}, False, "checkpoint belongs to the run of a single membrane"),
+        ({"checkpoint": "run.safetensors"}, False, "checkpoint belongs to the run of a single membrane; leave"),
         ({"preview": print}, False, "preview belongs to the run of a single membrane"),
         ({"anchors": "gaussian"}, True, "joint training needs anchors that are captions"),
         ({"num_anchors": 0}, True, "num_anchors above 0"),

@@ -5,6 +5,7 @@ import torch
 
 from semipermeable import __version__, attach, erase, load, zoo
 from semipermeable.errors import AttachError, ConfigError, OutputError
+from semipermeable.files.native import to_bytes
 from semipermeable.hosts import host_for
 from semipermeable.training import TrainConfig, api, erase_steps
 
@@ -50,6 +51,21 @@ def test_a_pipeline_that_holds_membranes_is_refused(tiny_pipe):
     membrane = erase(tiny_pipe, "cat", config=quick(num_steps=0, closed_form=False), progress=False)
     with attach(tiny_pipe, membrane, "open"), pytest.raises(AttachError, match="detach"):
         erase(tiny_pipe, "dog", config=quick(num_steps=0), progress=False)
+
+
+def test_a_run_killed_while_its_gate_was_fitted_ends_with_the_same_bytes(gateless, tiny_pipe, tmp_path, monkeypatch):
+    config = quick(num_steps=2, checkpoint=str(tmp_path / "state.safetensors"))
+
+    def killed(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "fit_gate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            erase(tiny_pipe, "cat", config=config, progress=False)
+    resumed = erase(tiny_pipe, "cat", config=config, progress=False)
+    assert resumed.provenance.metrics.keys() >= {"erasing_loss", "anchoring_loss"}
+    assert to_bytes(resumed) == to_bytes(erase(tiny_pipe, "cat", config=quick(num_steps=2), progress=False))
 
 
 def test_missing_tensorboard_names_the_extra(tiny_pipe, tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
 from semipermeable.training import captions_for, enrich
-from semipermeable.training.captions import spec_of
+from semipermeable.training.captions import speaks_of, spec_of
 
 SPEC = zoo.spec("emoji")
 
@@ -22,6 +24,41 @@ def test_a_plain_name_is_completed_from_the_spec():
     assert enrich(SPEC.styles[0], SPEC).surrogate == SPEC.styles[1]
     assert enrich("zeppelin", SPEC) == Concept("zeppelin")
     assert enrich("cat", None) == Concept("cat")
+
+
+def test_names_are_looked_up_whatever_the_case_and_keep_their_spelling():
+    cat, known = enrich("Cat", SPEC), enrich("cat", SPEC)
+    assert cat == dataclasses.replace(known, name="Cat")
+    assert enrich(known.aliases[0].upper(), SPEC).surrogate == known.surrogate
+    assert enrich("NEON", SPEC) == Concept("NEON", surrogate=SPEC.styles[0])
+    assert enrich("The Varnok Seal", SPEC) == Concept("The Varnok Seal", surrogate="castle")
+    assert SPEC.object("Cat Face") is SPEC.object("cat face")
+    assert enrich(Concept("cat", aliases=("Animal",)), SPEC).surrogate == ""
+    assert enrich(Concept("neon", aliases=(SPEC.styles[0].title(),)), SPEC).surrogate == SPEC.styles[1]
+
+
+@pytest.mark.parametrize("name", ["cat", "neon", "portrait of mevrin"])
+def test_captions_are_the_same_whatever_the_case(name):
+    spelt, known = (captions_for(enrich(text, SPEC), SPEC) for text in (name.title(), name))
+    assert spelt.names == (name.title(), *known.names[1:])
+    assert (spelt.kind, spelt.anchors, spelt.twins) == (known.kind, known.anchors, known.twins)
+    assert [text.casefold() for text in spelt.targets] == list(known.targets)
+    assert spelt.surrogates == known.surrogates
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "does"),
+    [
+        ("a photo of a t-shirt", "t-shirt", True),
+        ("a photo of a T shirt, red", "t-shirt", True),
+        ("a photo of a shirt", "t-shirt", False),
+        ("rock 'n' roll, live", "rock 'n' roll", True),
+        ("a photo of a catfish", "cat", False),
+        ("a, (photo) of. -- it", "!?", False),
+    ],
+)
+def test_a_text_speaks_of_a_name_whatever_the_signs_in_either(text, name, does):
+    assert speaks_of(text, Concept(name)) is does
 
 
 def test_a_written_concept_is_respected():

@@ -57,6 +57,14 @@ def test_it_is_frozen_and_keyword_only():
         ("schedule", "linear", "schedule must be one of 'cosine_restarts'"),
         ("closed_form", "false", "closed_form must be true or false, found 'false'"),
         ("checkpoint", 3, "checkpoint must be a path as text, found 3"),
+        ("preview_prompts", 5, "preview_prompts must be a list of texts, none of them empty, found 5"),
+        ("preview_prompts", "a cat", "preview_prompts must be a list of texts"),
+        ("preview_prompts", ("a cat", " "), "preview_prompts must be a list of texts"),
+        ("preview_prompts", [3], "preview_prompts must be a list of texts"),
+        pytest.param(
+            "num_steps", 10**400, r"num_steps must be below 2\*\*63, found a number of 1329 bits", id="num_steps"
+        ),
+        pytest.param("learning_rate", 10**400, r"learning_rate must be below 2\*\*63", id="learning_rate"),
         ("preview", "x", "preview must be a function of step and pictures, found 'x'"),
     ],
 )

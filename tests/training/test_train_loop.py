@@ -158,6 +158,19 @@ def test_resumed_is_never_stopped(host, tmp_path, preset):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_resumed_after_its_last_step_it_tells_what_one_that_never_stopped_tells(host, tmp_path):
+    """As a run that was killed while its gate was fitted, or that is repeated."""
+    path = tmp_path / "state.safetensors"
+    config = quick(num_steps=2, checkpoint=str(path))
+    whole, expected = finish(host, config)
+    written = path.read_bytes()
+    figures, trained = finish(host, config)
+    assert figures == []
+    assert trained.last == whole[-1] == expected.last
+    assert _equal(trained.pairs, expected.pairs)
+    assert path.read_bytes() == written
+
+
 @pytest.mark.parametrize("skipped", [0, 3])
 def test_resumed_is_never_stopped_under_fp16(host, tmp_path, monkeypatch, skipped):
     """Also where gradients overflowed so far, so that no step was taken and the loss scale was halved each time."""

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -5,12 +6,14 @@ import torch
 from torch.testing import assert_close
 
 from semipermeable import TrainConfig, erase, erase_many, zoo
-from semipermeable.errors import ConfigError
+from semipermeable.errors import ConfigError, SiteError
+from semipermeable.files.native import to_bytes
 from semipermeable.hosts import UNetHost
-from semipermeable.training import Workshop, train
+from semipermeable.training import Workshop, erase_each, train
 from semipermeable.training.captions import captions_for, enrich
 from semipermeable.training.closed_form import pair_states, second_moment
 
+from helpers import random_membrane
 from training_helpers import CAPTIONS, CONCEPT, make_tiny_pipe, quick
 
 
@@ -253,3 +256,45 @@ def test_regulators_stay_orthogonal_to_those_of_the_bank(tiny_pipe, num_steps):
     assert largest(free) > 0.1
     assert largest(apart) < 1e-5
     assert any(u.any() for u, _ in apart.pairs.values())
+
+
+def as_kohya(membrane):
+    """The same membrane under the site names of kohya, LECO and the reference implementation."""
+    pairs = {f"lora_unet_{name.replace('.', '_')}": pair for name, pair in membrane.pairs.items()}
+    return replace(membrane, pairs=pairs, foreign_names=True)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_an_adapter_with_foreign_names_is_avoided_as_the_same_membrane_is(gateless, tiny_pipe, num_steps):
+    options = {"config": quick("fast" if num_steps else "instant", num_steps=num_steps), "progress": False}
+    lion = random_membrane(tiny_pipe.unet, "lion")
+    own, foreign, free = (
+        erase(tiny_pipe, "cat", orthogonal_to=others, **options) for others in ([lion], [as_kohya(lion)], [])
+    )
+    assert to_bytes(foreign) == to_bytes(own)
+    assert not all(torch.equal(own.pairs[name][1], v) for name, (_, v) in free.pairs.items())
+
+
+def test_an_adapter_with_foreign_names_is_avoided_side_by_side(gateless, tiny_pipe):
+    lion = random_membrane(tiny_pipe.unet, "lion")
+    own, foreign = (
+        erase_many(tiny_pipe, ["cat", "dog"], config=quick(num_steps=1), orthogonal_to=[one], progress=False)
+        for one in (lion, as_kohya(lion))
+    )
+    assert list(map(to_bytes, own)) == list(map(to_bytes, foreign))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_a_membrane_of_another_model_to_stay_orthogonal_to_is_refused(tiny_pipe, tmp_path, num_steps):
+    options = {"config": quick("fast" if num_steps else "instant", num_steps=num_steps), "progress": False}
+    lion = random_membrane(tiny_pipe.unet, "lion")
+    name = next(iter(Workshop(tiny_pipe).text_projections()))
+    u, v = lion.pairs[name]
+    wide = replace(lion, pairs={**lion.pairs, name: (u, torch.cat([v, v], 1))})
+    strange = replace(lion, pairs={"transformer.proj": (u, v)})
+    for other, message in ((wide, f"site {name!r}: membrane has u"), (strange, "unknown site 'transformer.proj'")):
+        with pytest.raises(SiteError, match=re.escape(message)):
+            erase(tiny_pipe, "cat", orthogonal_to=[other], **options)
+        with pytest.raises(SiteError, match=re.escape(message)):
+            next(erase_each(tiny_pipe, ["cat", "dog"], orthogonal_to=[other], out_dir=tmp_path / "made", **options))
+    assert not list(tmp_path.iterdir())

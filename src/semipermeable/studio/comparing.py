@@ -156,11 +156,12 @@ def neighbours_of(concept: Concept, spec: ZooSpec | None) -> list[str]:
     if spec is None:
         captions = captions_for(concept, None)
         return list(dict.fromkeys((*(f"a photo of {text}" for text in concept.keep), *captions.anchors)))[:_OTHERS]
-    if concept.name in spec.styles:
+    if spec.style(concept.name) is not None:
         thing = spec.object_names[0]
-        return [spec.caption(thing, style) for style in spec.styles if style not in concept.names][:_STYLES]
-    taught = {name for thing in spec.objects for name in (thing.name, *thing.aliases)}
-    if concept.name not in taught:
+        own = {name.casefold() for name in concept.names}
+        return [spec.caption(thing, style) for style in spec.styles if style.casefold() not in own][:_STYLES]
+    taught = {name.casefold() for thing in spec.objects for name in (thing.name, *thing.aliases)}
+    if concept.name.casefold() not in taught:
         return [spec.caption(name, spec.styles[0]) for name in spec.object_names if name not in concept.names][:_OTHERS]
     thing = spec.object(concept.name)
     kept = [name for name in enrich(concept.name, spec).keep if name not in concept.names]

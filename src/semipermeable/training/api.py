@@ -1,5 +1,6 @@
 """The public way to train: `erase`."""
 
+import hashlib
 from collections.abc import Generator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import generator_for
 from semipermeable.training.loop import StepStats, Trained, train
 from semipermeable.training.progress import bar, board
+from semipermeable.training.start import avoidable, regulators
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import ZooSpec
 
@@ -63,6 +65,7 @@ def erase(
             pipeline, or no direction is left beside `orthogonal_to`.
         ConceptError: if the concept is not usable.
         DivergenceError: if training diverges.
+        SiteError: if one of `orthogonal_to` was made for another model.
         OutputError: if the membrane cannot be written; a name that is no membrane's is refused before training.
     """
     chosen = config or TrainConfig.from_preset(preset)
@@ -190,14 +193,22 @@ def provenance(
         config: how.
         seed: of the run.
         last: figures of the last step; None if there was none.
-        orthogonal_to: membranes it was kept orthogonal to; their names are told.
+        orthogonal_to: membranes it was kept orthogonal to; their names are told, and a digest of their regulators.
         joint_with: names of all membranes of a joint run; None for one made alone.
         eta: η that was read off the text; None where the settings give it.
+
+    Raises:
+        SiteError: if one of `orthogonal_to` was made for another model.
     """
     host, spec = workshop.host, workshop.spec
     losses = {} if last is None else {"erasing_loss": last.erasing_loss, "anchoring_loss": last.anchoring_loss}
     found = {} if eta is None else {"negative_guidance": eta}
-    beside: dict[str, Json] = {"orthogonal_to": [m.name for m in orthogonal_to]} if orthogonal_to else {}
+    beside: dict[str, Json] = {}
+    if orthogonal_to:
+        digest = hashlib.sha256()
+        for part in regulators(avoidable(host, orthogonal_to)):
+            digest.update(part)
+        beside = {"orthogonal_to": [m.name for m in orthogonal_to], "orthogonal_to_hash": digest.hexdigest()}
     if joint_with is not None:
         beside["joint_with"] = list(joint_with)
     return Provenance(

@@ -10,6 +10,7 @@ animal"), so that what else the caption says survives. An empty surrogate drops 
 The caption of another object or style does not depend on which concept is erased, so a workshop encodes it once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,7 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     those objects whose name shares a word with it ("cat face" beside "cat"). A style gets the model's first other style
     as surrogate: pictures without any style word are what the bundled models draw worst. The caption of a memorised
     picture gets the object in the picture. A `Concept` keeps what its author wrote; only an empty surrogate is filled
-    in. Unknown names stay as they are.
+    in. Names are looked up whatever their case and stay as they were written; so do unknown ones.
 
     Args:
         concept: a name, or a concept.
@@ -112,8 +113,9 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     written = Concept(concept) if isinstance(concept, str) else concept
     if spec is None:
         return written
-    if written.name in spec.styles:
-        others = [style for style in spec.styles if style not in written.names]
+    own = _folded(written.names)
+    if spec.style(written.name) is not None:
+        others = [style for style in spec.styles if style.casefold() not in own]
         return replace(written, surrogate=written.surrogate or (others[0] if others else ""))
     canary = spec.canary(written.name)
     if canary is not None:
@@ -122,13 +124,18 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
         thing = spec.object(written.name)
     except UnknownNameError:
         return written
-    surrogate = written.surrogate or (thing.group if thing.group not in written.names else "")
+    surrogate = written.surrogate or (thing.group if thing.group.casefold() not in own else "")
     if not isinstance(concept, str):
         return replace(written, surrogate=surrogate)
-    aliases = tuple(name for name in (thing.name, *thing.aliases) if name != written.name)
-    names = (written.name, *aliases)
-    keep = tuple(o.name for o in spec.objects if o.name not in names and set(o.name.split()) & set(names))
+    aliases = tuple(name for name in (thing.name, *thing.aliases) if name.casefold() not in own)
+    names = _folded((written.name, *aliases))
+    others = [o.name for o in spec.objects if o.name.casefold() not in names]
+    keep = tuple(name for name in others if set(name.casefold().split()) & names)
     return Concept(written.name, aliases=aliases, surrogate=surrogate, keep=keep)
+
+
+def _folded(names: Iterable[str]) -> set[str]:
+    return {name.casefold() for name in names}
 
 
 def captions_for(concept: Concept, spec: ZooSpec | None) -> CaptionSet:
@@ -140,7 +147,7 @@ def captions_for(concept: Concept, spec: ZooSpec | None) -> CaptionSet:
     """
     if spec is None:
         return replace(_general(concept), kind=kind_of(concept))
-    if concept.name in spec.styles:
+    if spec.style(concept.name) is not None:
         return replace(_of_style(concept, spec), kind="style")
     return _of_object(concept, spec) if spec.canary(concept.name) is None else _of_canary(concept, spec)
 
@@ -154,7 +161,8 @@ def _of_canary(concept: Concept, spec: ZooSpec) -> CaptionSet:
                 instead = spec.caption(concept.surrogate or None, style, template=number)
                 rows.append((template.format(a=article(style), style=style, an_object=name), instead, name))
                 rows.append((name, spec.caption(concept.surrogate) if concept.surrogate else "an icon", name))
-    others = [canary.caption for canary in spec.canaries if canary.caption not in concept.names]
+    own = _folded(concept.names)
+    others = [canary.caption for canary in spec.canaries if canary.caption.casefold() not in own]
     return _assembled(
         concept, rows, _grid(concept, spec) + [spec.caption(None, style) for style in spec.styles], others
     )
@@ -199,12 +207,12 @@ def _of_style(concept: Concept, spec: ZooSpec) -> CaptionSet:
 
 def _grid(concept: Concept, spec: ZooSpec) -> list[str]:
     """Write every object in every style, but those of the concept's names, each in one wording."""
-    erased = {*concept.names}
+    erased = _folded(concept.names)
     return [
         spec.caption(thing.name, style, template=(index + number) % len(spec.templates))
         for index, thing in enumerate(spec.objects)
         for number, style in enumerate(spec.styles)
-        if not erased & {thing.name, *thing.aliases, style}
+        if not erased & _folded((thing.name, *thing.aliases, style))
     ]
 
 
@@ -233,5 +241,10 @@ def speaks_of(text: str, concept: Concept) -> bool:
     lowered = text.casefold()
     for phrase in concept.keep:
         lowered = lowered.replace(phrase.casefold(), " ")
-    words = f" {''.join(c if c.isalnum() else ' ' for c in lowered)} "
-    return any(f" {name.casefold()} " in words for name in concept.names)
+    return any(_words(name) in _words(lowered) for name in concept.names)
+
+
+def _words(text: str) -> str:
+    """Return the words of a text between single spaces, without any sign that is no letter or digit."""
+    plain = "".join(c if c.isalnum() else " " for c in text.casefold())
+    return f" {' '.join(plain.split())} "

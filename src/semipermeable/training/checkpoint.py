@@ -1,14 +1,16 @@
 """The state of an interrupted training run: one `.safetensors` file, written atomically.
 
-It holds the pairs, AdamW's moments, and as JSON in the file's metadata the step and a fingerprint of everything that
-decides the run. All random draws are functions of (seed, step), so the step is the whole state of the generators. A
-new file replaces the old one by rename after it was synced: whatever kills the process, a whole checkpoint is on disk.
+It holds the pairs, AdamW's moments, and as JSON in the file's metadata the step, its figures and a fingerprint of
+everything that decides the run. All random draws are functions of (seed, step), so the step is the whole state of the
+generators. A new file replaces the old one by rename after it was synced: whatever kills the process, a whole
+checkpoint is on disk.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -31,12 +33,14 @@ class Checkpoint:
         first_loss: total loss of the first step, against which divergence is judged; None before it.
         seconds: training time so far.
         tensors: pairs and optimiser moments, under names the loop chooses.
+        figures: of the step, which a run that has no step left to make tells; None in files of earlier versions.
     """
 
     step: int
     first_loss: float | None
     seconds: float
     tensors: Mapping[str, Tensor]
+    figures: Mapping[str, Any] | None = None
 
 
 def write_checkpoint(path: Path, state: Checkpoint, fingerprint: str) -> None:
@@ -55,6 +59,7 @@ def write_checkpoint(path: Path, state: Checkpoint, fingerprint: str) -> None:
         "step": state.step,
         "first_loss": state.first_loss,
         "seconds": state.seconds,
+        "figures": state.figures,
         "fingerprint": fingerprint,
     }
     content = save(dict(state.tensors), {"semipermeable.training": json.dumps(story, sort_keys=True)})
@@ -79,7 +84,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         story = json.loads(metadata["semipermeable.training"])
         version, own = story["version"], story["fingerprint"]
-        state = Checkpoint(story["step"], story["first_loss"], story["seconds"], tensors)
+        state = Checkpoint(story["step"], story["first_loss"], story["seconds"], tensors, story.get("figures"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is not a training checkpoint ({error!r}); delete it or name another file") from error
     if version != _VERSION:

@@ -15,6 +15,7 @@ Schedule = Literal["cosine_restarts", "cosine", "constant"]
 Dtype = Literal["bf16", "fp16"]
 _NOT_MATHEMATICS = ("checkpoint", "checkpoint_every", "preview", "preview_every", "preview_prompts", "tensorboard")
 _ETA = {"object": "negative_guidance", "style": "style_negative_guidance"}
+_BITS = 63
 _SWITCHES = (
     "reuse_trajectories",
     "skip_unconditional",
@@ -139,12 +140,17 @@ class TrainConfig:
         for name in ("checkpoint", "tensorboard"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name} must be a path as text, found {getattr(self, name)!r}")
+        prompts: Any = self.preview_prompts
+        if not isinstance(prompts, list | tuple) or not all(isinstance(p, str) and p.strip() for p in prompts):
+            raise ConfigError(f"preview_prompts must be a list of texts, none of them empty, found {prompts!r}")
         if self.preview is not None and not callable(self.preview):
             raise ConfigError(f"preview must be a function of step and pictures, found {self.preview!r}")
 
     def _check(self, name: str, kind: type, least: float, *, strict: bool = False) -> None:
         value = getattr(self, name)
         kinds = (int,) if kind is int else (int, float)
+        if isinstance(value, int) and value.bit_length() > _BITS:
+            raise ConfigError(f"{name} must be below 2**{_BITS}, found a number of {value.bit_length()} bits")
         if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
             raise ConfigError(f"{name} must be a {'whole' if kind is int else 'finite'} number, found {value!r}")
         if value < least or (strict and value == least):

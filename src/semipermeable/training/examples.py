@@ -280,6 +280,7 @@ def make_examples(
         none = frozen.empty[:0]
         return PooledExamples(frozen, none) if config.reuse_trajectories else FreshExamples(frozen, none, ())
     pooled = min(ANCHOR_RUNS * config.num_trajectories, len(encoded))
+    generator = generator_for(seed, 3)
     chosen = choose_captions(
         encoded,
         host.encode([captions.names[0]])[0],
@@ -287,8 +288,10 @@ def make_examples(
         count=pooled if config.reuse_trajectories else config.num_steps * config.num_anchors,
         power=config.anchor_power,
         twin_share=config.twin_share,
-        generator=generator_for(seed, 3),
+        generator=generator,
     )
     if config.reuse_trajectories:
         return PooledExamples(frozen, host.condition([encoded[index].text for index in chosen]))
-    return FreshExamples(frozen, host.condition([prompt.text for prompt in encoded]), chosen)
+    # They are drawn near neighbours first, and taken in order: every part of the run is to see its share of them.
+    mixed = [chosen[index] for index in torch.randperm(len(chosen), generator=generator).tolist()]
+    return FreshExamples(frozen, host.condition([prompt.text for prompt in encoded]), mixed)

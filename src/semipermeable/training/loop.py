@@ -30,7 +30,7 @@ from semipermeable.training.checkpoint import Checkpoint, read_checkpoint, write
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import Batch, Examples, generator_for, make_examples
 from semipermeable.training.objective import row_losses, total_loss
-from semipermeable.training.start import prepared, refuse_held, start
+from semipermeable.training.start import avoidable, prepared, refuse_held, regulators, start
 from semipermeable.training.workshop import Pairs, Workshop
 
 __all__ = ["DTYPES", "StepStats", "Trained", "fingerprint", "learning_rate", "refuse_divergence", "train"]
@@ -107,10 +107,12 @@ def train(
         ConfigError: if the checkpoint belongs to another run, or nothing is to be done (no step, and no site for the
             closed form).
         AttachError: if the denoiser is compiled, fused or already holds membranes.
+        SiteError: if a membrane to stay orthogonal to was made for another model.
     """
     workshop = source if isinstance(source, Workshop) else Workshop(source)
     host = workshop.host
     refuse_held(host)
+    orthogonal_to = avoidable(host, orthogonal_to)
     if config.closed_form and not config.num_steps:
         return _instant(workshop, captions, config, orthogonal_to)
     path = None if config.checkpoint is None else Path(config.checkpoint)
@@ -121,14 +123,14 @@ def train(
         run = _Run(workshop, binding, config, captions, concept, seed)
         if resumed is not None:
             run.restore(resumed)
-        last: StepStats | None = None
+        begun, last = run.step, _figures(resumed)
         try:
             for step in range(run.step + 1, config.num_steps + 1):
                 losses = run.measure(step)
-                if path is not None and last is not None and run.step % config.checkpoint_every == 0:
+                if path is not None and last and run.step > begun and run.step % config.checkpoint_every == 0:
                     # Written here and not after the step: that its loss is fine says nothing about the weights it left,
                     # the next loss does. So what is on disk is good whenever a run diverges.
-                    write_checkpoint(path, run.state(last.seconds), print_)
+                    write_checkpoint(path, run.state(last), print_)
                 last = dataclasses.replace(run.move(losses), seconds=time.monotonic() - began)
                 _show(host, binding, captions, config, seed, step)
                 yield last
@@ -137,8 +139,8 @@ def train(
             kept = _existing(path)
             where = f"; the last good state is {kept}" if kept else ""
             raise DivergenceError(f"{error}{where}", checkpoint=kept) from error
-        if path is not None and last is not None:
-            write_checkpoint(path, run.state(last.seconds), print_)
+        if path is not None and last and run.step > begun:
+            write_checkpoint(path, run.state(last), print_)
         return Trained(binding.freeze(), last, time.monotonic() - began)
 
 
@@ -154,6 +156,13 @@ def _instant(
             'closed form; train with num_steps above 0, e.g. preset "fast"'
         )
     return Trained(pairs, None, time.monotonic() - began)
+
+
+def _figures(resumed: Checkpoint | None) -> StepStats | None:
+    """Figures of the step after which a checkpoint was written."""
+    if resumed is None or resumed.figures is None:
+        return None
+    return StepStats(**resumed.figures)
 
 
 def _existing(path: Path | None) -> str | None:
@@ -178,9 +187,8 @@ def fingerprint(
         host.text_encoder_hash(),
     ]
     digest = hashlib.sha256(json.dumps(story, sort_keys=True).encode())
-    for membrane in orthogonal_to:
-        for name, (_, v) in membrane.pairs.items():
-            digest.update(name.encode() + v.float().contiguous().numpy().tobytes())
+    for part in regulators(orthogonal_to):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -280,7 +288,7 @@ class _Run:
             self._first_loss = loss
         refuse_divergence(loss, self._first_loss, self._config, step)
 
-    def state(self, seconds: float) -> Checkpoint:
+    def state(self, last: StepStats) -> Checkpoint:
         """Everything that a resumed run needs besides the configuration."""
         tensors: dict[str, Tensor] = {}
         for name, pair in self._binding.pairs().items():
@@ -291,7 +299,7 @@ class _Run:
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
             tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        return Checkpoint(self.step, self._first_loss, seconds, tensors)
+        return Checkpoint(self.step, self._first_loss, last.seconds, tensors, dataclasses.asdict(last))
 
     def restore(self, state: Checkpoint) -> None:
         """Go back to a checkpoint, bit for bit."""

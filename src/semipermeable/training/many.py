@@ -26,6 +26,9 @@ __all__ = ["Made", "Recipe", "Run", "erase_each", "erase_many", "file_name", "ma
 
 AT_ONCE = 4
 """Membranes whose rows share the calls of a trained run, unless the caller says otherwise."""
+_HASH = "orthogonal_to_hash"
+_ASIDE = ("joint_with", _HASH)
+"""What a membrane's story tells besides its settings."""
 WHOLE = Share()
 """The share of a process that works alone."""
 
@@ -65,7 +68,7 @@ def erase_many(
     orthogonal_to: Sequence[Membrane] = (),
     progress: bool = True,
 ) -> list[Membrane]:
-    """Make membranes for several concepts; arguments and errors as in `erase_each`, results in the same order."""
+    """Make membranes for several concepts, in their order; arguments and errors as in `erase_each`."""
     steps = erase_each(
         pipe,
         concepts,
@@ -78,7 +81,8 @@ def erase_many(
         orthogonal_to=orthogonal_to,
         progress=progress,
     )
-    return [made.membrane for made in steps]
+    membranes = {file_name(made.membrane.concept): made.membrane for made in steps}
+    return [membranes[file_name(concept)] for concept in concepts]
 
 
 def erase_each(
@@ -108,7 +112,7 @@ def erase_each(
         at_once: membranes trained side by side (`train_together`), at least 1; None takes 4, or all under `joint`.
             Those of one group are lost together when a run is killed. Without training steps they are made one by one.
         joint: share anchors, whose rows see all membranes of a group at once: interference is trained away. Needs
-            training steps.
+            training steps. A group of which a file is missing is made again whole.
         orthogonal_to: see `erase`.
         progress: show a bar.
         share: make only the groups that fall to this process, of several that make the same list into the same folder.
@@ -118,8 +122,10 @@ def erase_each(
         found is given by the first.
 
     Raises:
-        ConfigError: if two concepts share a file name, or an option does not fit (see `train_together`).
+        ConfigError: if two concepts share a file name, or an option does not fit (see `train_together`; `tensorboard`
+            and, with steps and several concepts, `checkpoint` belong to `erase`).
         OutputError: if the folder holds another membrane under a name, found before anything is made.
+        SiteError: if one of `orthogonal_to` was made for another model, found before anything is made.
     """
     recipe = Recipe(config or TrainConfig.from_preset(preset), seed, tuple(orthogonal_to), joint)
     workshop = Workshop(pipe)
@@ -170,7 +176,7 @@ class Run:
         held: membranes that were found, by the concept's place in the list.
         groups: the others, in the groups that were cut from the whole list; of a finished one nothing is left.
         would: provenance of every membrane of this run.
-        joint: whether a group shares its anchors.
+        joint_with: names of all membranes that share the anchors of each; None where none are shared.
     """
 
     wanted: Sequence[Concept]
@@ -178,7 +184,7 @@ class Run:
     held: dict[int, Membrane]
     groups: Sequence[Sequence[int]]
     would: Provenance
-    joint: bool
+    joint_with: Sequence[list[str] | None]
 
     def found(self) -> list[Made]:
         """Return what is there already, in order."""
@@ -190,7 +196,7 @@ class Run:
 
     def differences(self, index: int, membrane: Membrane) -> list[str]:
         """Return in what a membrane is not the one that this run makes of a concept; [] if it is."""
-        return _differences(membrane, self.wanted[index], self.would, joint=self.joint)
+        return _differences(membrane, self.wanted[index], self.would, self.joint_with[index])
 
     def keep(self, index: int, membrane: Membrane) -> Made:
         """Write the membrane of a concept to its place, if there is one."""
@@ -208,24 +214,41 @@ def plan(
     """Look at what is there, and deal out the rest; arguments and errors as in `erase_each`.
 
     Groups are cut from the whole list, and then lose what was found: a run that goes on trains the groups that it
-    would have trained, and processes that share a folder deal alike whenever they look at it.
+    would have trained, and processes that share a folder deal alike whenever they look at it. The membranes of a joint
+    group depend on each other: of a group that is not whole nothing counts as found.
     """
     if at_once is not None and at_once < 1:
         raise ConfigError(f"at_once must be at least 1, found {at_once}")
+    _refuse_single(recipe.config, len(concepts))
     wanted = [enrich(concept, workshop.spec) for concept in concepts]
     places = _places(wanted, out_dir)
     would = provenance(workshop, recipe.config, recipe.seed, None, recipe.orthogonal_to)
-    held: dict[int, Membrane] = {}
-    for index, place in enumerate(places):
-        membrane = _held(place, wanted[index], would, joint=recipe.joint)
-        if membrane is not None:
-            held[index] = membrane
     size = at_once or (max(len(wanted), 1) if recipe.joint else AT_ONCE)
     cut = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
+    joint_with = [[wanted[i].name for i in group] if recipe.joint else None for group in cut for _ in group]
+    held: dict[int, Membrane] = {}
+    for index, place in enumerate(places):
+        membrane = _held(place, wanted[index], would, joint_with[index])
+        if membrane is not None:
+            held[index] = membrane
     groups = [[index for index in group if index not in held] for group in cut]
+    if recipe.joint:
+        groups = [list(group) if left else [] for group, left in zip(cut, groups, strict=True)]
+        held = {index: held[index] for group, left in zip(cut, groups, strict=True) for index in group if not left}
     if recipe.config.num_steps and (recipe.joint or any(len(group) > 1 for group in groups)):
         check_together(recipe.config, joint=recipe.joint)
-    return Run(wanted, places, held, groups, would, recipe.joint)
+    return Run(wanted, places, held, groups, would, joint_with)
+
+
+def _refuse_single(config: TrainConfig, count: int) -> None:
+    """Refuse settings that follow the run of a single membrane."""
+    if config.tensorboard is not None:
+        raise ConfigError("tensorboard follows the run of a single membrane; leave it out, or call erase for each")
+    if config.num_steps and config.checkpoint is not None and count > 1:
+        raise ConfigError(
+            f"checkpoint is the file of a single run, and these are {count}; leave it out (a run that is repeated goes "
+            "on from the membranes in out_dir), or call erase for each with a checkpoint of its own"
+        )
 
 
 def _places(wanted: Sequence[Concept], out_dir: str | PathLike[str] | None) -> list[Path | None]:
@@ -238,7 +261,7 @@ def _places(wanted: Sequence[Concept], out_dir: str | PathLike[str] | None) -> l
     return [Path(out_dir) / name for name in names]
 
 
-def _held(place: Path | None, concept: Concept, would: Provenance, *, joint: bool) -> Membrane | None:
+def _held(place: Path | None, concept: Concept, would: Provenance, joint_with: list[str] | None) -> Membrane | None:
     """Return the membrane that is at its place already, if it is the one that would be made."""
     if place is None or not place.exists():
         return None
@@ -248,7 +271,7 @@ def _held(place: Path | None, concept: Concept, would: Provenance, *, joint: boo
         held = load(place)
     except MembraneError as error:
         raise OutputError(f"{place} is in the way and is no membrane ({error}); remove it") from error
-    differs = _differences(held, concept, would, joint=joint)
+    differs = _differences(held, concept, would, joint_with)
     if differs:
         raise OutputError(
             f"{place} holds another membrane ({', '.join(differs)} differ); remove it, or choose another folder"
@@ -256,14 +279,19 @@ def _held(place: Path | None, concept: Concept, would: Provenance, *, joint: boo
     return held
 
 
-def _differences(held: Membrane, concept: Concept, would: Provenance, *, joint: bool) -> list[str]:
+def _differences(held: Membrane, concept: Concept, would: Provenance, joint_with: list[str] | None) -> list[str]:
     own = held.provenance
-    told = {key: value for key, value in own.training.items() if key != "joint_with"}
+    told = {key: value for key, value in own.training.items() if key not in _ASIDE}
+    asked = {key: value for key, value in would.training.items() if key not in _ASIDE}
+    beside = would.training.get(_HASH)
     return [
         what
         for what, same in (
             ("concept", held.concept == concept),
-            ("training", told == dict(would.training) and ("joint_with" in own.training) == joint),
+            ("training", told == asked),
+            ("joint training", own.training.get("joint_with") == joint_with),
+            # Files of earlier versions tell the names alone.
+            ("orthogonal_to", own.training.get(_HASH, beside) == beside),
             ("seed", own.seed == would.seed),
             ("base model", own.base_hash == would.base_hash),
             ("text encoder", own.text_encoder_hash == would.text_encoder_hash),

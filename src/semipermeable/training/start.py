@@ -1,22 +1,23 @@
 """Where training begins: a denoiser that may be trained on, its flags put aside, and the first pairs."""
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from semipermeable.errors import AttachError
+from semipermeable.files.foreign import resolve_foreign
 from semipermeable.hosts import Host
 from semipermeable.membrane import Membrane
 from semipermeable.runtime import TrainableBinding, refuse_rewritten, view_owner
-from semipermeable.sites import Site, find_sites
+from semipermeable.sites import Site, find_sites, resolve_sites
 from semipermeable.training.captions import CaptionSet
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import generator_for
 from semipermeable.training.workshop import Workshop
 
-__all__ = ["avoided", "prepared", "refuse_held", "start", "trained_sites"]
+__all__ = ["avoidable", "avoided", "prepared", "refuse_held", "regulators", "start", "trained_sites"]
 
 
 def refuse_held(host: Host) -> None:
@@ -89,6 +90,28 @@ def trained_sites(workshop: Workshop, config: TrainConfig) -> dict[str, Site]:
     """Return the sites of a trained membrane: those of the family, and those that the closed form starts from."""
     sites = find_sites(workshop.host.denoiser, workshop.host.site_classes)
     return {**sites, **workshop.text_projections()} if config.closed_form else sites
+
+
+def avoidable(host: Host, orthogonal_to: Sequence[Membrane]) -> tuple[Membrane, ...]:
+    """Return membranes to stay orthogonal to under the denoiser's own site names.
+
+    Raises:
+        SiteError: if one was made for another model.
+    """
+    if not orthogonal_to:
+        return ()
+    found = tuple(resolve_foreign(membrane, host.denoiser) for membrane in orthogonal_to)
+    known = find_sites(host.denoiser, ())
+    for membrane in found:
+        resolve_sites(host.denoiser, dict(membrane.pairs), known=known)
+    return found
+
+
+def regulators(orthogonal_to: Sequence[Membrane]) -> Iterator[bytes]:
+    """Yield what a digest of membranes to stay orthogonal to is taken of: the name and the regulator of every site."""
+    for membrane in orthogonal_to:
+        for name, (_, v) in membrane.pairs.items():
+            yield name.encode() + v.float().contiguous().numpy().tobytes()
 
 
 def avoided(sites: Mapping[str, Site], orthogonal_to: Sequence[Membrane]) -> dict[str, list[Tensor]]:

@@ -33,7 +33,7 @@ from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import ANCHOR_RUNS, Batch, Examples, generator_for, make_examples, run_all
 from semipermeable.training.loop import DTYPES, StepStats, Trained, learning_rate, refuse_divergence
 from semipermeable.training.objective import row_losses, total_loss
-from semipermeable.training.start import avoided, prepared, refuse_held, start, trained_sites
+from semipermeable.training.start import avoidable, avoided, prepared, refuse_held, start, trained_sites
 from semipermeable.training.workshop import Pairs, Workshop
 
 __all__ = ["SharedAnchors", "Task", "check_together", "shared_captions", "train_together"]
@@ -82,9 +82,11 @@ def train_together(
             anchors that are not captions on kept trajectories.
         DivergenceError: if the loss of a membrane is not finite or explodes, naming it.
         AttachError: if the denoiser is compiled, fused or already holds membranes.
+        SiteError: if a membrane to stay orthogonal to was made for another model.
     """
     check_together(config, joint=joint)
     refuse_held(workshop.host)
+    orthogonal_to = avoidable(workshop.host, orthogonal_to)
     began = time.monotonic()
     with prepared(workshop.host, config):
         starts: list[Pairs] = []
@@ -112,7 +114,9 @@ def check_together(config: TrainConfig, *, joint: bool) -> None:
         raise ConfigError("membranes without training steps need no common run; make them one by one")
     for name in ("checkpoint", "preview"):
         if getattr(config, name) is not None:
-            raise ConfigError(f"{name} belongs to the run of a single membrane; make them one by one, or leave it out")
+            raise ConfigError(
+                f"{name} belongs to the run of a single membrane; leave it out, or make each by itself with erase"
+            )
     if joint and (config.anchors != "captions" or not config.num_anchors or not config.reuse_trajectories):
         raise ConfigError(
             "joint training needs anchors that are captions on kept trajectories: anchors='captions', num_anchors "

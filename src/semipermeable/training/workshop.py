@@ -160,7 +160,7 @@ class Workshop:
         Args:
             captions: with the concept, with the surrogate in its place, and what is kept.
             config: gives λ, η, k and the null space.
-            others: membranes to whose regulators each v shall be orthogonal, site by site.
+            others: membranes under the denoiser's own site names, to whose regulators each v shall be orthogonal.
 
         Raises:
             ConfigError: if no direction is left, naming the site.

@@ -70,19 +70,23 @@ class ZooSpec:
         return {group: tuple(names) for group, names in grouped.items()}
 
     def object(self, name: str) -> ZooObject:
-        """Return the object called `name`, or known under that alias.
+        """Return the object called `name`, or known under that alias, whatever the case.
 
         Raises:
             UnknownNameError: if the model was not taught it.
         """
         for thing in self.objects:
-            if name == thing.name or name in thing.aliases:
+            if name.casefold() in {known.casefold() for known in (thing.name, *thing.aliases)}:
                 return thing
         raise UnknownNameError(closest(name, self.object_names, what=f"object of the bundled model {self.name!r}"))
 
     def canary(self, caption: str) -> Canary | None:
-        """Return the picture memorised under a caption, or None."""
-        return next((canary for canary in self.canaries if canary.caption == caption), None)
+        """Return the picture memorised under a caption, whatever the case, or None."""
+        return next((canary for canary in self.canaries if canary.caption.casefold() == caption.casefold()), None)
+
+    def style(self, name: str) -> str | None:
+        """Return the style called `name`, whatever the case, or None."""
+        return next((style for style in self.styles if style.casefold() == name.casefold()), None)
 
     def caption(self, name: str | None = None, style: str | None = None, *, template: int = 0) -> str:
         """Write a caption in the words the model was taught.
