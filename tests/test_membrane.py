@@ -1,5 +1,7 @@
+import numpy
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from semipermeable.concept import Concept
 from semipermeable.errors import MembraneError
@@ -38,6 +40,32 @@ def test_a_membrane_keeps_its_own_copy_and_cannot_be_changed():
 def test_inconsistent_pairs_are_refused_naming_the_site(pairs, message):
     with pytest.raises(MembraneError, match=message):
         Membrane(pairs, CAT)
+
+
+def test_what_are_no_tensors_is_refused_naming_the_site():
+    array = torch.ones(4, 1).numpy()
+    for wrong, found in [
+        (torch.ones(4, 1), "found Tensor"),
+        ((array, array.T), r"found \(ndarray, ndarray\)"),
+        (pair()[:1], r"found \(Tensor\)"),
+    ]:
+        with pytest.raises(MembraneError, match=rf"site 'x': expected two torch tensors \(u, v\), {found}"):
+            Membrane({"x": wrong}, CAT)
+
+
+def test_a_concept_is_no_name():
+    with pytest.raises(MembraneError, match=r"concept must be a Concept, found 'cat'; write Concept\('cat'\)"):
+        Membrane({"x": pair()}, "cat")
+
+
+def test_pairs_of_another_device_are_kept_on_the_cpu(monkeypatch):
+    """So that they meet strengths, weights and each other in one place."""
+    monkeypatch.setattr(torch, "isfinite", lambda _: numpy.bool_(True))
+    with FakeTensorMode():
+        u, v = torch.empty(4, 1, device="cuda"), torch.empty(1, 3, device="cuda")
+        membrane = Membrane({"x": (u, v)}, CAT)
+    assert {part.device.type for part in (u, v)} == {"cuda"}
+    assert {part.device.type for part in membrane.pairs["x"]} == {"cpu"}
 
 
 def test_gate_power_is_one_or_two():

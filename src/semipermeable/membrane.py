@@ -1,9 +1,9 @@
 """The trained artefact: a frozen set of low-rank pairs with the concept they erase and where they came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -66,7 +66,8 @@ class Membrane:
     """An eraser of one concept: `{site: (signal u, regulator v)}` and its story.
 
     Args:
-        pairs: site name to (u, v); u has shape (out, k), v has shape (k, in, *kernel); floating point, finite.
+        pairs: site name to (u, v); u has shape (out, k), v has shape (k, in, *kernel); floating point, finite;
+            kept as copies on the CPU.
         concept: what it erases.
         provenance: where it came from.
         gate: a fitted permeability rule, or None.
@@ -74,7 +75,7 @@ class Membrane:
         foreign_names: True while site names are those of another format and await resolution at attach.
 
     Raises:
-        MembraneError: on an empty set, wrong shapes, or values that are not finite, naming the site.
+        MembraneError: on an empty set, no tensors, wrong shapes, or values that are not finite, naming the site.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
@@ -85,13 +86,15 @@ class Membrane:
     foreign_names: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.concept, Concept):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise MembraneError(f"concept must be a Concept, found {self.concept!r}; write Concept({self.concept!r})")
         if not self.pairs:
             raise MembraneError(f"membrane {self.concept.name!r} has no site")
         if self.gate_power not in (1, 2):
             raise MembraneError(f"gate_power must be 1 or 2, found {self.gate_power!r}")
         frozen: dict[str, tuple[Tensor, Tensor]] = {}
         for name in sorted(self.pairs):
-            frozen[name] = _checked(name, *self.pairs[name])
+            frozen[name] = _checked(name, self.pairs[name])
         object.__setattr__(self, "pairs", MappingProxyType(frozen))
 
     @property
@@ -113,7 +116,10 @@ class Membrane:
         return f"Membrane({self.name!r}, sites={len(self.pairs)}, rank={self.rank}, parameters={self.num_parameters})"
 
 
-def _checked(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(name: str, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(pair, tuple | list) or [isinstance(part, Tensor) for part in pair] != [True, True]:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise MembraneError(f"site {name!r}: expected two torch tensors (u, v), found {_kinds(pair)}")
+    u, v = pair
     shapes = f"u {tuple(u.shape)}, v {tuple(v.shape)}"
     if u.dim() != 2 or v.dim() not in (2, 4) or u.shape[1] != v.shape[0] or 0 in (*u.shape, *v.shape):
         raise MembraneError(f"site {name!r}: expected u (out, k) and v (k, in, *kernel), found {shapes}")
@@ -122,4 +128,10 @@ def _checked(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             raise MembraneError(f"site {name!r}: {label} must be floating point, found {tensor.dtype}")
         if not bool(torch.isfinite(tensor).all()):
             raise MembraneError(f"site {name!r}: {label} holds NaN or infinity; the training that made it diverged")
-    return u.detach().clone(), v.detach().clone()
+    return u.detach().to("cpu", copy=True), v.detach().to("cpu", copy=True)
+
+
+def _kinds(pair: object) -> str:
+    if not isinstance(pair, tuple | list):
+        return type(pair).__name__
+    return f"({', '.join(type(part).__name__ for part in cast('Sequence[object]', pair))})"

@@ -1,5 +1,6 @@
 """The laws of an attachment, on the bundled model."""
 
+import contextlib
 import copy
 import threading
 from dataclasses import replace
@@ -243,6 +244,26 @@ def test_membranes_can_be_added_and_removed_live(pipe, membrane):
         guard.add(membrane)
 
 
+def test_of_two_threads_that_add_at_once_neither_loses_its_membrane(pipe, membrane, monkeypatch):
+    both = threading.Barrier(2)
+    with spm.attach(pipe, []) as guard:
+        prepare = guard._prepare
+
+        def slowly(membranes):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.5)
+            return prepare(membranes)
+
+        monkeypatch.setattr(guard, "_prepare", slowly)
+        others = [membrane, random_membrane(pipe.unet, "dog", seed=5)]
+        threads = [threading.Thread(target=guard.add, args=(other,)) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {m.name for m in guard.membranes} == {"cat", "dog"}
+
+
 def test_what_changes_while_a_call_is_prepared_is_for_the_next_call(pipe, membrane):
     """As when another thread adds and removes membranes while this one draws."""
 
@@ -320,12 +341,19 @@ def test_misuse_is_refused_before_anything_changes(pipe, membrane):
     cases = [
         (PermeabilityError, "dog", {"permeability": {"dog": 1.0}}),
         (PermeabilityError, "dog", {"strength": {"dog": 1.0}}),
-        (PermeabilityError, "finite", {"strength": float("nan")}),
+        (PermeabilityError, "strength must be a finite number, found nan", {"strength": float("nan")}),
+        (PermeabilityError, "strength must be a finite number, found None", {"strength": None}),
+        (PermeabilityError, "strength must be a finite number, found 'strong'", {"strength": "strong"}),
+        (PermeabilityError, "strength of 'cat' must be a finite number, found '1'", {"strength": {"cat": "1"}}),
         (PermeabilityError, "on_unknown", {"on_unknown": "maybe"}),
     ]
     for error, message, options in cases:
         with pytest.raises(error, match=message):
             spm.attach(pipe, membrane, **options)
+    for nothing in (None, 5, [None], [membrane, 5]):
+        for use in (spm.attach, spm.fold):
+            with pytest.raises(AttachError, match="membranes are Membrane objects, paths, or names zoo:CONCEPT; found"):
+                use(pipe, nothing)
     other = random_membrane(make_tiny_unet())
     with pytest.raises(SiteError):
         spm.attach(pipe, other)

@@ -9,9 +9,16 @@ import torch
 
 import semipermeable as spm
 from semipermeable.concept import Concept
-from semipermeable.errors import AttachError, MembraneError, MembraneFileError, PermeabilityError, UnknownPromptError
+from semipermeable.errors import (
+    AttachError,
+    MembraneError,
+    MembraneFileError,
+    PermeabilityError,
+    UnknownNameError,
+    UnknownPromptError,
+)
 from semipermeable.files.bank import pack
-from semipermeable.permeability import Decision
+from semipermeable.permeability import Constant, Decision, Transport
 from semipermeable.runtime import PathCounts
 
 from helpers import random_membrane
@@ -120,6 +127,52 @@ def test_a_changed_folder_is_followed(pipe, folder):
         assert set(bank.names) == {*NAMES, "bird"} - {"dog"}
 
 
+def test_what_was_added_in_place_of_a_file_stays_when_the_folder_is_looked_at(pipe, folder):
+    bank = spm.Bank(folder)
+    bank.remove("cat")
+    bank.refresh()
+    assert "cat" not in bank
+    added = make(pipe, "cat", 30)
+    bank.add(added)
+    (folder / "cat.safetensors").unlink()
+    bank.refresh()
+    assert bank.read("cat") is added
+    spm.save(make(pipe, "cat", 31), folder / "cat.safetensors")
+    with pytest.raises(
+        MembraneFileError, match=r"cat\.safetensors: erases 'cat', as another membrane of the bank does"
+    ):
+        bank.refresh()
+    assert bank.read("cat") is added
+
+
+def test_a_membrane_that_comes_with_the_package_is_added_by_its_name(pipe, folder):
+    bare = draw(pipe, ["a bear"])
+    with spm.attach(pipe, spm.Bank(folder)) as guard:
+        guard.add("zoo:bear")
+        assert not torch.equal(draw(pipe, ["a bear"]), bare)
+        with pytest.raises(UnknownNameError, match="unknown zoo membrane 'bird'"):
+            guard.add("zoo:bird")
+
+
+def test_names_are_kept_as_tokens_and_only_while_they_are_in_the_bank(pipe, path):
+    bank = spm.Bank(path)
+    with spm.attach(pipe, bank) as guard:
+        first = draw(pipe, PROMPTS)
+        kept = guard._gate._concepts
+        assert set(kept) == {"cat", "dog"}
+        assert all(name.token_ids and not name.states.numel() for _, c in kept.values() for name in c.encoded)
+        guard.remove("cat")
+        draw(pipe, PROMPTS)
+        assert set(guard._gate._concepts) == {"dog"}
+        guard.remove("dog")
+        draw(pipe, ["a bird"])
+        assert not guard._gate._concepts
+    with spm.attach(pipe, spm.Bank(path), "paper") as guard:
+        draw(pipe, ["a bird"])
+        assert all(name.states.numel() for _, c in guard._gate._concepts.values() for name in c.encoded)
+    assert not torch.equal(first, draw(pipe, PROMPTS))
+
+
 def test_a_packed_bank_cannot_be_refreshed(folder, tmp_path):
     pack(folder, tmp_path / "bank.safetensors")
     with pytest.raises(MembraneError, match="open another Bank"):
@@ -161,6 +214,23 @@ def test_every_rule_gives_what_it_gives_without_a_bank(pipe, membranes, path, ru
         expected = draw(pipe, PROMPTS)
     with spm.attach(pipe, spm.Bank(path), permeability):
         torch.testing.assert_close(draw(pipe, PROMPTS), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_rule_derived_from_transport_may_open_more_than_the_index_knows_of(pipe, membranes, path):
+    class Wide(Transport):
+        def decide(self, prompts, concept):
+            return [Decision(1.0, "always")] * len(prompts)
+
+    class Unless(Constant):
+        def decide(self, prompts, concept):
+            return [Decision(float("bird" in prompt.text), "bird") for prompt in prompts]
+
+    for rule in (Wide(), Unless(0.0)):
+        with spm.attach(pipe, membranes, rule):
+            expected = draw(pipe, ["a bird"])
+        with spm.attach(pipe, spm.Bank(path), rule) as guard:
+            torch.testing.assert_close(draw(pipe, ["a bird"]), expected, atol=1e-4, rtol=1e-4)
+            assert {row.concept for row in guard.trace if row.gamma} == set(NAMES)
 
 
 def test_unknown_rows_follow_on_unknown(pipe, membranes, path):

@@ -1,5 +1,6 @@
 """Strengths given per row: two rows with one text may differ, and nothing is ever drawn bare in silence."""
 
+import copy
 import threading
 
 import pytest
@@ -94,3 +95,38 @@ def test_another_thread_and_another_pipeline_do_not_see_them(pipe, membranes):
         thread.join()
         closed = draw(pipe, SAME[:1])
     assert not torch.allclose(found[0], closed, atol=1e-2)
+
+
+def test_what_is_added_and_removed_inside_the_block_changes_nothing_in_it(pipe, membranes):
+    cat, dog = membranes
+    bare = draw(pipe, SAME[:1], 1.0)
+    with spm.attach(pipe, membranes, "closed") as guard:
+        with guard.given(torch.tensor([[0.0, 1.0]])):
+            expected = draw(pipe, SAME[:1], 1.0)
+            guard.remove("cat")
+            assert torch.equal(draw(pipe, SAME[:1], 1.0), expected)
+            guard.add(cat)
+            guard.remove("dog")
+            assert torch.equal(draw(pipe, SAME[:1], 1.0), expected)
+        assert torch.equal(draw(pipe, SAME[:1], 1.0), bare)
+    with spm.attach(pipe, dog, "open"):
+        torch.testing.assert_close(draw(pipe, SAME[:1], 1.0), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(expected, bare)
+
+
+def test_blocks_of_two_attachments_nest(pipe, membranes):
+    other = copy.copy(pipe)
+    other.unet = copy.copy(pipe.unet)
+    bare = draw(pipe, SAME[:1])
+    with (
+        spm.attach(pipe, membranes[0], "closed") as outer,
+        spm.attach(other, membranes[1], "closed") as inner,
+        outer.given(torch.ones(1, 1)),
+    ):
+        before = draw(pipe, SAME[:1])
+        with inner.given(torch.ones(1, 1)):
+            assert not torch.equal(draw(other, SAME[:1]), bare)
+            assert torch.equal(draw(pipe, SAME[:1]), before)
+        assert torch.equal(draw(other, SAME[:1]), bare)
+        assert torch.equal(draw(pipe, SAME[:1]), before)
+    assert not torch.equal(before, bare)

@@ -9,6 +9,8 @@ A family's test file subclasses `FamilyLaws` and gives it a pipeline:
         def loaded(self, tmp_path_factory): ...
 """
 
+import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,6 +22,7 @@ from semipermeable.concept import Concept
 from semipermeable.errors import AttachError
 from semipermeable.hosts import Condition, host_for
 from semipermeable.membrane import Membrane, Provenance
+from semipermeable.permeability.transport import visible
 from semipermeable.training import TrainConfig
 from semipermeable.training.trajectories import denoise, step_arguments
 
@@ -50,6 +53,8 @@ class FamilyLaws:
     """Of denoising."""
     scale = 0.05
     """Of random pairs: large enough to change every open row."""
+    grows = True
+    """Whether the denoiser reads further in a call with a greater `max_sequence_length`, where there is one."""
     training_steps = 20
     learning_rate = 3e-3
 
@@ -109,6 +114,32 @@ class FamilyLaws:
         with spm.attach(pipe, membrane, on_unknown="error") as guard:
             self.draw(host)
             assert {row.prompt for row in guard.trace} == set(PROMPTS)
+
+    def test_what_any_encoder_reads_the_gate_reads(self, pipe, host, membrane):
+        """Where a pipeline takes a prompt for each encoder, all of them count, and a negative prompt for each none."""
+        taken = inspect.signature(type(pipe).__call__).parameters
+        told = {"num_inference_steps": 1, "output_type": "latent", **host.size_arguments()}
+        with spm.attach(pipe, membrane) as guard:
+            for name in (name for name in taken if re.fullmatch(r"prompt_\d", name)):
+                pipe(PROMPTS[1:], **{name: PROMPTS[0]}, **host.draw_arguments(self.guidance, None), **told)
+                assert [(row.prompt, row.gamma) for row in guard.trace] == [(f"{PROMPTS[1]} | {PROMPTS[0]}", 1.0)]
+                avoided = {f"negative_{name}": ["a cat"], **host.draw_arguments(self.guidance, ["a tree"])}
+                guard.trace.clear()
+                pipe(PROMPTS[1:], **avoided, **told)
+                assert [(row.prompt, row.gamma) for row in guard.trace] == [(PROMPTS[1], 0.0)]
+                guard.trace.clear()
+
+    def test_what_a_longer_window_lets_through_the_gate_reads(self, pipe, host):
+        if not (host.window() and self.grows):
+            return
+        text = "a " * (host.window() + 8) + "cat"
+        required = inspect.signature(pipe.encode_prompt).parameters.values()
+        told = {one.name: None for one in required if one.default is one.empty} | {"prompt": [text]}
+        seen = [
+            visible(host.encode(host.observe(pipe.encode_prompt, (), told | window).known[0][1])[0])
+            for window in ({"max_sequence_length": host.window()}, {"max_sequence_length": 2 * host.window()})
+        ]
+        assert ["cat" in one for one in seen] == [False, True]
 
     def test_folded_equals_the_side_path_and_several_add_up(self, pipe, host, membrane):
         other = self.random(host, "tree", seed=1)

@@ -1,10 +1,16 @@
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
 
+import semipermeable as spm
 from hosts.family_laws import PROMPTS, FamilyLaws, reloaded
 from hosts.tiny_dits import make_flux
+from semipermeable.concept import Concept
 from semipermeable.errors import ArchitectureError
 from semipermeable.hosts import FluxHost, host_for
+from semipermeable.membrane import Membrane
+
+from helpers import random_membrane
 
 
 class TestFluxDev(FamilyLaws):
@@ -33,6 +39,20 @@ class TestFluxDev(FamilyLaws):
 
 class TestFluxSchnell(TestFluxDev):
     guidance_embeds = False
+
+
+def test_a_negative_pass_without_a_name_is_decided_on_as_any_other(tokenizer):
+    """As docs/families.md says: nothing tells it from the prompt's, and drawn bare is what a row must never be."""
+    pipe = make_flux(tokenizer)
+    relative = FluxImg2ImgPipeline(**pipe.components)
+    relative.set_progress_bar_config(disable=True)
+    pairs = random_membrane(pipe.transformer, inside=FluxHost.site_classes, scale=0.05).pairs
+    told = {"image": torch.rand(1, 3, 8, 8), "height": 8, "width": 8, "num_inference_steps": 2, "output_type": "latent"}
+    with spm.attach(relative, Membrane(pairs, Concept("cat"))) as guard:
+        for prompt, avoided in (PROMPTS[::-1], PROMPTS):
+            relative(prompt, negative_prompt=avoided, true_cfg_scale=3.0, **told)
+    assert [(row.prompt, row.gamma) for row in guard.trace][:2] == [(PROMPTS[1], 0.0), (PROMPTS[0], 1.0)]
+    assert {row.prompt: row.gamma for row in guard.trace} == {PROMPTS[0]: 1.0, PROMPTS[1]: 0.0}
 
 
 def test_a_pipeline_without_t5_is_no_flux_of_ours(tokenizer):

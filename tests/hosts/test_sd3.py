@@ -1,10 +1,15 @@
 import pytest
 import torch
 
+import semipermeable as spm
 from hosts.family_laws import PROMPTS, FamilyLaws, reloaded
 from hosts.tiny_dits import make_sd3
+from semipermeable.concept import Concept
 from semipermeable.hosts import SD3Host, host_for
+from semipermeable.membrane import Membrane
 from semipermeable.permeability.transport import visible
+
+from helpers import random_membrane
 
 
 class TestSD3(FamilyLaws):
@@ -52,3 +57,16 @@ class TestSD3WithoutT5(TestSD3):
     """A pipeline loaded without T5 to save memory."""
 
     with_t5 = False
+    grows = False
+
+
+def test_a_window_that_grew_is_decided_anew(tokenizer):
+    """γ of a text is remembered, but not for a call whose encoder reads more of it."""
+    pipe = make_sd3(tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    pairs = random_membrane(pipe.transformer, inside=SD3Host.site_classes, scale=0.05).pairs
+    prompt = "a dog " * 90 + "and a cat"
+    with spm.attach(pipe, Membrane(pairs, Concept("cat"))) as guard:
+        for window in (256, 512, 256):
+            pipe(prompt, max_sequence_length=window, num_inference_steps=1, output_type="latent")
+    assert [(row.prompt, row.gamma) for row in guard.trace] == [(prompt, 0.0), (prompt, 1.0), (prompt, 0.0)]

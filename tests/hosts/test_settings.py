@@ -4,6 +4,8 @@ One law for all (`check`): the row that asks for the concept changes, the row be
 `detach` every bit is back.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -19,10 +21,10 @@ from hosts.quantising import (
     dequantised,
     quantised,
 )
-from hosts.tiny_settings import add_lora, draw, make_pipe, membranes_for
+from hosts.tiny_settings import STEPS, add_lora, draw, make_pipe, membranes_for
 from semipermeable.equip.baking import bake_folder
-from semipermeable.errors import AttachError, SiteError
-from semipermeable.hosts import weights_hash
+from semipermeable.errors import AttachError, SiteError, SiteNotFiredError
+from semipermeable.hosts import viewed, weights_hash
 from semipermeable.training import TrainConfig
 
 from training_helpers import finish
@@ -170,6 +172,23 @@ def test_fused_projections_are_refused_with_the_reason(made, family):
     torch.testing.assert_close(draw(pipe), bare, atol=1e-4, rtol=1e-3)
 
 
+def test_layers_that_a_pipeline_leaves_out_are_an_error_that_says_so(made):
+    """Skipped by guidance; diffusers' caches give the outputs of an earlier step."""
+    from diffusers import FirstBlockCacheConfig
+
+    skipping = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    pipe, membrane = made("sd3")
+    draw(pipe, PROMPTS[:1], **skipping)
+    with spm.attach(pipe, membrane), pytest.raises(SiteNotFiredError, match="pass no `skip_guidance_layers`"):
+        draw(pipe, PROMPTS[:1], **skipping)
+    pipe, membrane = made("wan")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e6))
+    with spm.attach(pipe, membrane, "open"), pytest.raises(SiteNotFiredError, match=r"call the denoiser's `disable_ca"):
+        draw(pipe)
+    pipe.transformer.disable_cache()
+    check(pipe, membrane)
+
+
 def leaves_on_cpu(pipe):
     """Weights of the denoiser lie in a map; a layer has them during its own call only, on `meta` between calls."""
     from accelerate import cpu_offload
@@ -233,6 +252,66 @@ def test_offloading(made, family, offload):
         torch.testing.assert_close(draw(pipe, guidance=1.0), alike, atol=1e-3, rtol=1e-2)
         # A weight that is there for its own layer's call only has no effective weight beside it.
         assert bool(guard.paths.folded) is (offload in (whole_model, pipelines_own))
+
+
+@pytest.mark.parametrize("offload", [pipelines_own, leaves_on_cpu])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("family", ["unet", "pixart"])
+def test_every_drawing_with_offloading_is_gated_not_the_first_alone(made, family, first, offload):
+    """The pipeline takes its hooks off the view and puts them on anew after each drawing."""
+    pipe, membrane = made(family)
+    bare, own = draw(pipe), settings.host_for(pipe).denoiser
+    if first:
+        offload(pipe)
+    with spm.attach(pipe, membrane, "open") as guard:
+        if not first:
+            offload(pipe)
+        for number in range(1, 4):
+            assert not torch.equal(draw(pipe), bare)
+            assert sum(guard.paths) - guard.paths.idle == number * STEPS
+    # What was offloaded while attached stays so, and what no longer is, too.
+    assert own._hf_hook
+    assert torch.equal(draw(pipe), bare)
+    assert torch.equal(draw(pipe), bare)
+    with spm.attach(pipe, membrane, "open"):
+        pipe.remove_all_hooks()
+        assert not torch.equal(draw(pipe), bare)
+    assert not hasattr(own, "_hf_hook")
+    assert torch.equal(draw(pipe), bare)
+    assert {parameter.device.type for parameter in own.parameters()} == {"cpu"}
+
+
+def test_a_siblings_offloading_of_a_shared_denoiser_stays(made):
+    pipe, membrane = made("unet")
+    sibling = settings._sibling(pipe, "StableDiffusionPipeline")
+    bare = draw(pipe)
+    for _ in ("not yet offloaded", "offloaded"):
+        with spm.attach(pipe, membrane, "open"):
+            pipelines_own(sibling)
+            assert torch.equal(draw(sibling), bare)
+            assert not torch.equal(draw(pipe), bare)
+            hook = sibling.unet._hf_hook
+        assert pipe.unet is sibling.unet
+        assert pipe.unet._hf_hook is hook
+        assert torch.equal(draw(pipe), bare)
+
+
+def test_every_drawing_of_a_view_is_asked_about_with_offloading(made):
+    pipe, _ = made("unet")
+    bare, asked = draw(pipe), []
+    pipelines_own(pipe)
+
+    @contextmanager
+    def gate(_args, _kwargs):
+        asked.append(1)
+        yield None
+
+    with viewed(settings.host_for(pipe), "me", gate):
+        for number in range(1, 4):
+            assert torch.equal(draw(pipe), bare)
+            assert len(asked) == number * STEPS
+    assert torch.equal(draw(pipe), bare)
+    assert len(asked) == 3 * STEPS
 
 
 def test_offloaded_weights_are_hashed_and_never_folded(made):

@@ -371,6 +371,31 @@ def test_a_site_that_does_not_run_is_missed(made):
             draw(pipe)
 
 
+def test_a_twin_that_could_not_be_filled_is_filled_again(made, monkeypatch):
+    """Half of it holds other strengths, as when memory runs out."""
+    pipe, membranes = made("unet", 2)
+    compile_(pipe, "wrapped")
+    written, left = twins._written, [39]
+
+    def failing(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise torch.OutOfMemoryError("simulated")
+        return written(*args)
+
+    def drawn(*strengths):
+        with guard.given(torch.tensor([strengths])):
+            return draw(pipe, PROMPTS[:1], guidance=1.0, steps=1)
+
+    with spm.attach(pipe, membranes, "closed") as guard:
+        first = drawn(1.0, 0.0)
+        monkeypatch.setattr(twins, "_written", failing)
+        with pytest.raises(torch.OutOfMemoryError, match="simulated"):
+            drawn(0.0, 1.0)
+        monkeypatch.setattr(twins, "_written", written)
+        assert torch.equal(drawn(1.0, 0.0), first)
+
+
 def test_code_that_knows_no_membrane_is_never_drawn_with(made, monkeypatch):
     """If the compiler took the bare code for the twin's, the call would raise."""
     pipe, membranes = made("unet")

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from semipermeable.hosts import EncodeResult, Host, together, viewed
+from semipermeable.hosts.parts import RowText
+from semipermeable.permeability import EncodedPrompt
 from semipermeable.runtime import Role
 from semipermeable.sites import find_sites
 
@@ -49,6 +51,12 @@ class Pipe:
         return rows, "ids"
 
 
+def encoded(text, window):
+    """A prompt of one-letter tokens; its states are the window."""
+    ids = tuple(map(ord, text))
+    return EncodedPrompt(text, ids, tuple(text), torch.full((len(text) + 2, 2), float(window)))
+
+
 class PassesHost(Host):
     family = "passes"
     describes = "a test"
@@ -61,8 +69,8 @@ class PassesHost(Host):
     def supports(cls, pipe):
         return True
 
-    def encode(self, prompts):
-        return []
+    def encode_texts(self, texts, window):
+        return [encoded(text, window) for text in texts]
 
     def condition(self, prompts):
         raise NotImplementedError
@@ -134,3 +142,76 @@ def test_rows_are_remembered_as_the_denoiser_will_read_them(host, monkeypatch):
     observed = host.observe(lambda prompt: (torch.ones(1, 3, 4), None), ("a cat",), {})
     assert observed.known[0][0].dtype == torch.float16
     assert observed.result[0].dtype == torch.float32
+
+
+class Reading:
+    """A pipeline with several texts and a window."""
+
+    def __call__(self, prompt, max_sequence_length=4):
+        raise NotImplementedError
+
+    def encode_prompt(
+        self, prompt=None, prompt_2=None, prompt_3=None, negative_prompt=None, negative_prompt_2=None,
+        do_classifier_free_guidance=False, max_sequence_length=6,
+    ):  # fmt: skip
+        rows = max(len(texts) if isinstance(texts, list) else 1 for texts in (prompt, prompt_2, prompt_3))
+        return torch.zeros(rows, 1, 1), torch.zeros(rows, 1, 1)
+
+
+class ReadingHost(PassesHost):
+    encode_result = EncodeResult(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({"prompt": "a"}, ["a"]),
+        ({"prompt": ""}, [""]),
+        ({"prompt": "a", "prompt_2": "a", "prompt_3": ""}, ["a"]),
+        ({"prompt": "a", "prompt_2": "b", "prompt_3": "c"}, [("a", "b", "c")]),
+        ({"prompt": ["a", "b"], "prompt_3": ["c", "b"]}, [("a", "c"), "b"]),
+        ({"prompt": ["a", "b"], "prompt_2": "c"}, [("a", "c"), ("b", "c")]),
+        ({"prompt": "a", "prompt_2": ["b", "c"]}, [("a", "b"), ("a", "c")]),
+    ],
+)
+def test_a_row_is_all_texts_that_it_was_made_from(given, rows):
+    host = ReadingHost(Reading())
+    told = {"max_sequence_length": 4}
+    ((_, texts, role),) = host.observe(host.pipe.encode_prompt, (), given | told).known
+    assert [text.texts if isinstance(text, RowText) else text for text in texts] == rows
+    assert role == Role.PROMPT
+    negative = {f"negative_{name}": value for name, value in given.items() if name != "prompt_3"}
+    observed = host.observe(
+        host.pipe.encode_prompt, (), {"prompt": "a", "do_classifier_free_guidance": True} | negative | told
+    )
+    assert observed.known[1][2] == Role.NEGATIVE
+
+
+def test_a_longer_window_is_remembered_and_a_shorter_one_is_not():
+    host = ReadingHost(Reading())
+    for told, expected in (({}, 6), ({"max_sequence_length": 9}, 9), ({"max_sequence_length": 4}, 0)):
+        ((_, [text], _),) = host.observe(host.pipe.encode_prompt, ("a",), told).known
+        assert str(text) == "a"
+        assert (text.window if isinstance(text, RowText) else 0) == expected
+        assert host.encode([text])[0].states[0, 0] == (expected or 4)
+
+
+def test_a_decision_on_a_plain_text_is_none_on_a_row_of_several():
+    row, plain = RowText(("a", "b")), "a | b"
+    assert str(row) == plain
+    assert type(str(row)) is str
+    assert row != plain
+    assert plain != row
+    assert len({row, plain, RowText(("a", "b")), RowText(("a", "b"), 9), RowText(("a",), 9), "a"}) == 5
+
+
+def test_rows_of_several_texts_and_windows_are_encoded_in_order():
+    rows = [RowText(("ab", "c")), "d", RowText(("e",), 9), RowText(("f", "g"), 9), "h"]
+    found = ReadingHost(Reading()).encode(rows)
+    assert [one.text for one in found] == ["ab | c", "d", "e", "f | g", "h"]
+    assert [[part.text for part in one.each()] for one in found] == [["ab", "c"], ["d"], ["e"], ["f", "g"], ["h"]]
+    assert [float(one.states[0, 0]) for one in found] == [4, 4, 9, 9, 4]
+    assert found[0].tokens == ("a", "b", "c")
+    assert found[0].token_ids == tuple(map(ord, "abc"))
+    # BOS, three tokens, EOS
+    assert found[0].states.shape == (5, 2)

@@ -95,3 +95,22 @@ def test_unsupported_pipelines_are_told_what_is_supported_and_where_to_read_on(p
     assert str(caught.value).endswith("docs/adding-a-family.md shows how to add a family in one file.")
     assert (Path(__file__).parents[2] / "docs" / "adding-a-family.md").is_file()
     assert not UNetHost.supports(object())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_little_noise_is_not_rounded_away(host, dtype):
+    clean, noise, t = torch.zeros(4, 1), torch.ones(4, 1), torch.tensor([0, 1, 5, 999])
+    wide = host.noised(clean, noise, t)
+    alphas = host.pipe.scheduler.alphas_cumprod
+    assert torch.equal(wide, ((1 - alphas[t]) ** 0.5)[:, None])
+    assert torch.equal(host.noised(clean.to(dtype), noise.to(dtype), t), wide.to(dtype))
+
+
+def test_a_pipeline_without_a_method_that_encodes_is_not_supported(pipe):
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    flags = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    editing = StableDiffusionInstructPix2PixPipeline(**{part: getattr(pipe, part) for part in parts}, **flags)
+    with pytest.raises(ArchitectureError, match="no host supports StableDiffusionInstructPix2PixPipeline"):
+        host_for(editing)

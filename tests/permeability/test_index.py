@@ -149,3 +149,14 @@ def test_states_that_overflowed_in_one_prompt_hide_nothing_in_another():
         states = broken.states.clone()
         states[1, 0] = bad
         assert index.candidates([dataclasses.replace(broken, states=states), whole]) == [{"cat", "dog"}, {"cat"}]
+
+
+def test_all_texts_of_a_row_count_and_names_as_text_beside_kept_ones():
+    index, concepts = ConceptIndex(), [Concept("dog", aliases=("🐶",)), Concept("cat"), Concept("no such name")]
+    gates = [None, None, gate_for("tree", -0.5)]
+    for number, (concept, gate) in enumerate(zip(concepts, gates, strict=True)):
+        index.add(number, concept, gate)
+    parts = tuple(encode_one(text) for text in ("a hot dog and a 🐶", "a cat", "a tree"))
+    prompts = [dataclasses.replace(encode_one(""), parts=parts), encode_one("a cat"), parts[0]]
+    assert index.candidates(prompts) == [{0, 1, 2}, {1}, {0}]
+    assert check(index, concepts, gates, prompts) == 5

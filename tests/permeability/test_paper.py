@@ -1,5 +1,7 @@
 """The paper's rule against values computed by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -67,3 +69,10 @@ def test_prompts_are_decided_one_by_one():
     prompts = [CAT, EMPTY, VAN_GOGH]
     batch = [d.gamma for d in PaperTransport().decide(prompts, concept(CAT))]
     assert batch == [PaperTransport().decide([p], concept(CAT))[0].gamma for p in prompts]
+
+
+def test_of_a_rows_texts_the_largest_counts():
+    other = prompt("a kitty", [1, 8], [[1.0, 0.0], [0.0, 0.5]])
+    row = dataclasses.replace(EMPTY, parts=(other, CAT))
+    [alone], [both] = (PaperTransport().decide([p], concept(CAT)) for p in (other, row))
+    assert alone.gamma < both.gamma == 1.0

@@ -4,6 +4,7 @@ from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability import kind_of, negatives, wordings
 from semipermeable.permeability.prompts import means, plural
+from semipermeable.permeability.vocabulary import COMPOUNDS, NOUNS
 from semipermeable.permeability.words import find, split
 
 CAT = Concept("cat", aliases=("kitten",))
@@ -79,3 +80,23 @@ def test_nothing_left_is_an_error():
 )
 def test_plural(one, many):
     assert plural(one) == many
+
+
+@pytest.mark.parametrize(
+    "aliases",
+    [
+        ("neon", "3d", "flat", "pencil sketch", "blueprint", "watercolour", "pixel art"),
+        ("tree", "house", "ball", "chair"),
+        ("tree", "house", "ball", "chair", "key", "fish", "car", "star"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["object", "style"])
+def test_a_concept_may_name_what_the_templates_hold(aliases, kind):
+    wide = Concept("anything", aliases=aliases)
+    assert {example.subject for example in wordings(wide, kind)} >= {"anything", *aliases}
+    assert not any(means(wide, example.text, COMPOUNDS) for example in negatives(wide, kind=kind))
+
+
+def test_a_concept_that_names_everything_is_refused():
+    with pytest.raises(CalibrationError, match="every built-in name"):
+        wordings(Concept("anything", aliases=NOUNS))

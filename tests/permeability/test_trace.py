@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 
@@ -49,3 +50,32 @@ def test_prints_an_aligned_table():
     assert "…" in lines[3]
     assert "0.250" in lines[3]
     assert lines[4].startswith('""')
+
+
+def test_a_prompt_is_kept_as_plain_text():
+    class Text(str):
+        __slots__ = ()
+
+    trace = Trace()
+    trace.add(Text("a cat"), "cat", Decision(1.0, "name found"))
+    assert type(trace[0].prompt) is str
+
+
+def test_it_can_be_read_while_another_thread_draws():
+    trace, done = Trace(), threading.Event()
+    for _ in range(2000):
+        trace.add("a cat", "cat", Decision(1.0, "name found"))
+
+    def draws():
+        while not done.is_set():
+            trace.add("a cat", "cat", Decision(1.0, "name found"))
+
+    drawing = threading.Thread(target=draws)
+    drawing.start()
+    try:
+        for _ in range(20):
+            assert len(trace.as_dicts()) >= 2000
+            assert str(trace).startswith("prompt")
+    finally:
+        done.set()
+        drawing.join()

@@ -1,5 +1,8 @@
 """Laws of the default rule, on an encoder of words and fitted with one where the fit matters."""
 
+import dataclasses
+import unicodedata
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -172,3 +175,50 @@ def test_a_gate_of_another_kind_or_width_is_refused(gate):
     narrow = GateState("transport", gate.settings, {"weight": torch.zeros(3)})
     with pytest.raises(CalibrationError, match="width 3, this encoder gives 128"):
         decide(CAT, "a dog", gate=narrow)
+
+
+def full(text, tokens, **more):
+    """A prompt that fills its window with these tokens."""
+    ids = tuple(id_of(token) for token in tokens)
+    return EncodedPrompt(text, ids, tuple(tokens), torch.zeros(len(ids) + 1, DIM), first=0, room=len(ids), **more)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["été", "собака", "cat", "e\u0301te\u0301", "고양이", "①", "İ"],
+)
+@pytest.mark.parametrize("mark", ["▁{}", "{}</w>", "Ġ{}"])
+def test_a_full_window_of_any_script_is_read_to_its_end(word, mark):
+    """SentencePiece writes characters into its tokens; byte-level vocabularies write bytes, one letter each."""
+    letters = unicodedata.normalize("NFKC", word).lower()
+    token = mark.format(letters if mark == "▁{}" else "x" * len(letters.encode()))
+    words = [word] * 20
+    assert visible(full(" ".join([*words, "beyond"]), [token] * 20)).split()[:20] == words
+    assert "much" not in visible(full(" ".join([*words, *["further"] * 40, "much"]), [token] * 20))
+
+
+def test_what_tokens_do_not_tell_is_read():
+    text = "один два три a cat"
+    assert visible(full(text, ["▁", "<unk>", "▁", "<unk>", "▁три", "▁a", "▁cat"])) == text
+    assert visible(full(text, ["один", "два", "три", "a", "cat"])) == text
+    spelt = ["▁", *(f"<0x{byte:02X}>" for byte in "猫".encode()), "▁a", "▁cat"]
+    assert visible(full("猫 a cat and", spelt)) in ("猫 a cat", "猫 a cat and")
+    assert visible(full("a b c", ["▁a"], seen="a b")) == "a b"
+
+
+def test_a_name_that_is_found_as_text_is_looked_for_beside_another_in_a_phrase_to_keep():
+    dog, cat = Concept("dog", aliases=("🐶",)), Concept("cat", aliases=("猫",), keep=("cat face",))
+    assert gamma(dog, "a hot dog") == 0.0
+    assert gamma(dog, "a hot dog and a 🐶") == 1.0
+    assert gamma(cat, "a cat face, 黒猫の絵") == 1.0
+    assert gamma(Concept("猫", keep=("猫 face",)), "a 猫 face") == 0.0
+
+
+def test_of_a_rows_texts_the_one_that_opens_counts(gate):
+    rows = [
+        dataclasses.replace(encode_one("both"), parts=(encode_one(first), encode_one(second)))
+        for first, second in (("a dog", "a cat"), ("a cat", "a dog"), ("a cat face", "a dog"))
+    ]
+    decisions = Transport().decide(rows, gated(CAT, gate))
+    assert [decision.gamma for decision in decisions] == [1.0, 1.0, 0.0]
+    assert decisions[0].reason == "name found: 'cat'"

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,3 +130,12 @@ def test_a_slip_begins_with_one_of_the_names_first_two_letters(word, name):
 def test_a_plural_begins_like_its_singular(word):
     assert len(forms(word)) > 1
     assert {form[0] for form in forms(word)} == {word[0]}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize(("name", "text"), [("고양이", "고양이가 앉아 있다"), ("ガラス", "ｶﾞﾗｽの猫")])
+def test_a_name_in_a_script_without_spaces_is_found_however_it_is_composed(name, text, form):
+    composed = unicodedata.normalize(form, name)
+    assert found_as_text(composed, text)
+    assert found_as_text(name, unicodedata.normalize(form, text))
+    assert not found_as_text(composed, "강아지")

@@ -4,8 +4,11 @@ import threading
 
 import pytest
 import torch
+from torch import nn
 
+from semipermeable.concept import Concept
 from semipermeable.errors import AttachError, SiteError, SiteNotFiredError
+from semipermeable.membrane import Membrane
 from semipermeable.rank1 import folded_weight
 from semipermeable.runtime import Binding, TrainableBinding
 from semipermeable.sites import find_sites
@@ -107,8 +110,6 @@ def test_each_row_gets_its_own_membranes_only(tiny_unet, call):
 
 
 def test_a_site_that_never_runs_is_an_error(tiny_unet, call):
-    from torch import nn
-
     binding = Binding(tiny_unet, [random_membrane(tiny_unet)])
     attention = tiny_unet.mid_block.attentions[0].transformer_blocks[0].attn2
     attention.to_k = nn.Linear(attention.to_k.in_features, attention.to_k.out_features, bias=False)
@@ -118,6 +119,39 @@ def test_a_site_that_never_runs_is_an_error(tiny_unet, call):
     ):
         call()
     call()  # the failed call left nothing behind
+
+
+def test_an_error_about_a_site_that_never_ran_names_what_leaves_layers_out(tiny_unet):
+    """Caches and skipped layers are as common a cause as replaced ones."""
+    binding = Binding(tiny_unet, [random_membrane(tiny_unet)])
+    with (
+        pytest.raises(SiteNotFiredError, match=r"`disable_cache\(\)`, pass no `skip_guidance_layers`.* or compiled"),
+        binding.activate(torch.ones(4, 1)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_site_that_keeps_its_inputs_dtype_under_autocast(own, generator):
+    """As 4-bit layers of bitsandbytes do; autocast itself multiplies in bf16."""
+
+    class Kept(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).to(x.dtype)
+
+    net = nn.Sequential(Kept(8, 8, bias=False))
+    pairs = [{"0": (torch.randn(8, 1, generator=generator), torch.randn(1, 8, generator=generator))} for _ in range(5)]
+    binding = Binding(net, [Membrane(pair, Concept(f"c{i}")) for i, pair in enumerate(pairs)])
+    x = torch.randn(5, 4, 8, generator=generator)
+    table = torch.eye(5) if own else torch.ones(5, 5)
+    with torch.no_grad():
+        with binding.activate(table):
+            exact = net(x)
+        with torch.autocast("cpu", torch.bfloat16), binding.activate(table):
+            out = net(x)
+        assert not torch.allclose(net(x), exact, atol=0.5)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, exact, atol=0.2, rtol=0.05)
 
 
 def test_an_error_inside_the_call_is_passed_on_and_cleared(tiny_unet, call):

@@ -279,6 +279,26 @@ def test_keys_of_the_text_are_computed_once_for_all_steps(tiny_unet, call):
     assert sum(runs) == 1
 
 
+@pytest.mark.parametrize("strengths", [[[1.0], [1.0]], [[0.0], [1.0]]])
+def test_weights_and_calls_in_inference_mode_keep_nothing_for_the_next_step(strengths):
+    """There a write leaves no mark by which what is kept could be told from what is stale."""
+    usual = make_tiny_unet()
+    with torch.inference_mode():
+        made = make_tiny_unet()
+    membrane, table = random_membrane(usual), torch.tensor(strengths)
+    expected, _ = drawn(usual, [membrane], table, Caller(usual, 2), fold=True)
+    # Weights made there, drawn with outside.
+    call, binding = Caller(made, 2), Binding(made, [membrane], fold=True)
+    for _ in range(2):
+        with binding.activate(table):
+            torch.testing.assert_close(call(), expected, **CLOSE)
+    # Ordinary weights and text, called there and outside in turns.
+    call, binding = Caller(usual, 2), Binding(usual, [membrane], fold=True)
+    for inside in (True, True, False, True):
+        with torch.inference_mode(inside), binding.activate(table):
+            torch.testing.assert_close(call(), expected, **CLOSE)
+
+
 def test_a_folded_call_asks_only_where_the_output_is_kept_for_the_next_step(tiny_unet, call, monkeypatch):
     visited = []
     visit = Call.visit

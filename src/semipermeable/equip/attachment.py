@@ -14,10 +14,10 @@ both keep state between calls, attached or not (a fast tokenizer its padding).
 import functools
 import os
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from semipermeable.runtime import (
     PathCounts,
     PromptBook,
     gated_view,
+    hand_back,
     refuse_rewritten,
     view_owner,
 )
@@ -44,6 +45,7 @@ from semipermeable.zoo.shipped import load_membrane, shipped_name
 __all__ = ["Attachment", "MembraneLike", "PermeabilityLike", "attach", "read_membranes"]
 
 MembraneLike = Membrane | str | os.PathLike[str]
+_ONE = (Membrane, str, os.PathLike)
 PermeabilityLike = str | float | Mapping[str, float] | Permeability
 
 
@@ -69,6 +71,7 @@ class Attachment:
         self._on_unknown: OnUnknown = on_unknown
         self._book = PromptBook()
         self._lock = threading.Lock()
+        self._changing = threading.RLock()  # never asked for by a call: one may wait for what another thread adds
         self.trace = Trace()
         self._counter = PathCounter()
         self._bank = membranes if isinstance(membranes, Bank) else None
@@ -109,11 +112,14 @@ class Attachment:
             AttachError: if already detached, or a membrane of that name is attached.
             SiteError: if it does not fit; the others stay as they were.
         """
-        self._require_attached()
-        if self._bank is not None:
-            self._bank.add(membrane)
-            return
-        self._replace([*self.membranes, *read_membranes(membrane, self._original)])
+        with self._changing:
+            self._require_attached()
+            if self._bank is None:
+                self._replace([*self.membranes, *read_membranes(membrane, self._original)])
+            elif isinstance(membrane, Membrane) or shipped_name(membrane) is None:
+                self._bank.add(membrane)
+            else:
+                self._bank.add(read_membranes(membrane, self._original)[0])
 
     def remove(self, name: str) -> None:
         """Remove the membrane of the concept called `name`.
@@ -121,15 +127,16 @@ class Attachment:
         Raises:
             AttachError: if there is none.
         """
-        self._require_attached()
-        if self._bank is not None:
-            self._bank.remove(name)
-            return
-        kept = [m for m in self.membranes if m.name != name]
-        if len(kept) == len(self.membranes):
-            names = ", ".join(repr(m.name) for m in self.membranes) or "none"
-            raise AttachError(f"no membrane called {name!r} is attached; attached: {names}")
-        self._replace(kept)
+        with self._changing:
+            self._require_attached()
+            if self._bank is not None:
+                self._bank.remove(name)
+                return
+            kept = [m for m in self.membranes if m.name != name]
+            if len(kept) == len(self.membranes):
+                names = ", ".join(repr(m.name) for m in self.membranes) or "none"
+                raise AttachError(f"no membrane called {name!r} is attached; attached: {names}")
+            self._replace(kept)
 
     @contextmanager
     def given(self, strengths: Tensor) -> Generator[None, None, None]:
@@ -137,23 +144,29 @@ class Attachment:
 
         Args:
             strengths: γ to the power of the membrane's `gate_power`, times its strength, of every conditional row of a
-                call: shape (rows, membranes), columns in the order of `membranes`.
+                call: shape (rows, membranes), columns in the order of `membranes`. What is added or removed inside the
+                block changes nothing in it.
 
         Raises:
             AttachError: if the shape does not fit the call, or no call took them: then the pictures are bare.
         """
         self._require_attached()
-        with giving(self, strengths, len(self.membranes)):
+        with giving(self, strengths, self.membranes):
             yield
 
     def detach(self) -> None:
         """Give the pipeline its own denoiser back, bit for bit. Calling it again does nothing."""
+        with self._changing:
+            self._detach()
+
+    def _detach(self) -> None:
         if not self._attached:
             return
         self._attached = False
         for name, view in self._views.items():
             if getattr(self._pipe, name) is view:
                 setattr(self._pipe, name, self._originals[name])
+                hand_back(view, self._originals[name])
         if self._had_own_encode:
             setattr(self._pipe, self._host.encode_name, self._encode)
         else:
@@ -255,7 +268,7 @@ class Attachment:
             rows = self._host.call_rows(args, kwargs)
             given = given_to(self)
             if given is not None:
-                membranes, strengths = binding.membranes, given.spread(rows.conditional)
+                membranes, strengths = given.membranes, given.spread(rows.conditional)
             else:
                 membranes, strengths = gate.select(self._book.read(rows.text), rows.conditional, named=rows.named)
             unconditional = tuple(not conditional for conditional in rows.conditional)
@@ -275,15 +288,26 @@ def read_membranes(membranes: MembraneLike | Sequence[MembraneLike], denoiser: A
 
     Raises:
         UnknownNameError: if no membrane of a name comes with the package.
-        AttachError: if one that does was named, and the denoiser has other weights than the one it was made on.
+        AttachError: if one that does was named, and the denoiser has other weights than the one it was made on; or if
+            something is neither.
         MembraneFileError: if a file cannot be read.
     """
-    several = [membranes] if isinstance(membranes, Membrane | str | os.PathLike) else list(membranes)
+    several = _listed(membranes)
     loaded = [m if isinstance(m, Membrane) else load_membrane(m) for m in several]
     pairs = zip(loaded, several, strict=True)
     shipped = [m for m, given in pairs if not isinstance(given, Membrane) and shipped_name(given) is not None]
     _refuse_other_model(shipped, denoiser)
     return [resolve_foreign(m, denoiser) if m.foreign_names else m for m in loaded]
+
+
+def _listed(membranes: Any) -> list[MembraneLike]:
+    several: list[Any] = [membranes]
+    if isinstance(membranes, Iterable) and not isinstance(membranes, _ONE):
+        several = list(cast("Iterable[Any]", membranes))
+    for given in several:
+        if not isinstance(given, _ONE):
+            raise AttachError(f"membranes are Membrane objects, paths, or names zoo:CONCEPT; found {given!r}")
+    return several
 
 
 def _refuse_other_model(shipped: Sequence[Membrane], denoiser: Any) -> None:

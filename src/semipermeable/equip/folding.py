@@ -9,7 +9,7 @@ Use `attach` to serve; fold to publish a checkpoint.
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,54 @@ from semipermeable.sites import Site, resolve_sites
 
 __all__ = ["Folded", "fold"]
 
+_LAST = "_semipermeable_fold"
+"""Attribute of a parameter: which fold wrote it last."""
+
+
+class _Written(NamedTuple):
+    """A weight that a fold has written, what it was, and by which fold that was written."""
+
+    site: Site
+    parameter: nn.Parameter
+    former: Tensor
+    below: object | None
+
 
 class Folded:
-    """Membranes baked into weights; made by `fold`. `unfold` restores the former weights bit for bit."""
+    """Membranes baked into weights; made by `fold`. `unfold` restores the former weights bit for bit.
 
-    def __init__(self, weights: list[tuple[nn.Parameter, Tensor]]) -> None:
-        self._weights = weights
+    Args:
+        new: sites, and what is written to their weights.
+    """
+
+    def __init__(self, new: Sequence[tuple[Site, Tensor]]) -> None:
+        self._mark = object()
+        weights = [(site, site.weight) for site, _ in new]
+        self._written = [_Written(s, w, w.detach().clone(), vars(w).get(_LAST)) for s, w in weights]
+        with torch.no_grad():
+            for written, (_, value) in zip(self._written, new, strict=True):
+                written.parameter.copy_(value)
+                vars(written.parameter)[_LAST] = self._mark
 
     def unfold(self) -> None:
-        """Put the former weights back. Calling it again does nothing."""
+        """Put the former weights back. Calling it again does nothing.
+
+        Raises:
+            AttachError: if one of them has been folded into since, or replaced; nothing is put back then.
+        """
+        for site, parameter, _, _ in self._written:
+            if site.layer.weight is not parameter or vars(parameter).get(_LAST) is not self._mark:
+                raise AttachError(
+                    f"the weight of site {site.name!r} is no longer what this fold wrote: another fold came later, or "
+                    "offloading replaced it. Undo that first: the last fold is the first to unfold."
+                )
         with torch.no_grad():
-            for parameter, former in self._weights:
+            for _, parameter, former, below in self._written:
                 parameter.copy_(former)
-        self._weights = []
+                del vars(parameter)[_LAST]
+                if below is not None:
+                    vars(parameter)[_LAST] = below
+        self._written = []
 
     def __enter__(self) -> "Folded":
         return self
@@ -59,7 +94,8 @@ def fold(
 
     Raises:
         AttachError: if membranes are attached to the pipeline, or its denoiser is compiled or fused.
-        SiteError: if a membrane does not fit, or a weight is quantised or offloaded. The weights are as before then.
+        SiteError: if a membrane does not fit, or a weight is quantised, kept in one byte (layerwise casting), made in
+            inference mode, or offloaded. The weights are as before then.
     """
     host = host_for(pipe)
     for part in host.denoisers.values():
@@ -75,12 +111,7 @@ def fold(
         for name, (u, v) in membrane.pairs.items():
             parts.setdefault(name, (sites[name], []))[1].append((u, v, factor))
     require_plain(site for site, _ in parts.values())
-    new = [(site.weight, _sum(site.weight, pairs)) for site, pairs in parts.values()]
-    former = [(parameter, parameter.detach().clone()) for parameter, _ in new]
-    with torch.no_grad():
-        for parameter, value in new:
-            parameter.copy_(value)
-    return Folded(former)
+    return Folded([(site, _sum(site.weight, pairs)) for site, pairs in parts.values()])
 
 
 def _sum(weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

@@ -5,9 +5,10 @@ conditional row whose text is known gets γ from the permeability rule; an unkno
 """
 
 import enum
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, SupportsFloat, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from semipermeable.permeability import Decision, EncodedPrompt, GatedConcept, Pe
 from semipermeable.runtime import Role
 from semipermeable.runtime.prompt_book import Entry
 
-__all__ = ["OnUnknown", "RowGate", "gated_concept", "strengths_for"]
+__all__ = ["OnUnknown", "RowGate", "finite", "gated_concept", "strengths_for"]
 
 OnUnknown = Literal["open", "closed", "error"]
 
@@ -95,14 +96,14 @@ class RowGate:
 
     def _strengths(self, found: Sequence[Entry | None], conditional: Sequence[bool]) -> Tensor:
         texts = [text_of(entry, is_conditional) for entry, is_conditional in zip(found, conditional, strict=True)]
-        self._decide([text for text in texts if isinstance(text, str)])
+        decided = self._decide([text for text in texts if isinstance(text, str)])
         rows: list[list[float]] = []
         traced: set[str] = set()
         for text in texts:
             if text is RowState.CLOSED:
                 rows.append([0.0] * len(self._membranes))
                 continue
-            decisions = self._decided[text] if isinstance(text, str) else self._unknown()
+            decisions = decided[text] if isinstance(text, str) else self._unknown()
             rows.append([decision.gamma for decision in decisions])
             shown = text if isinstance(text, str) else UNKNOWN_TEXT
             if shown not in traced:
@@ -114,16 +115,19 @@ class RowGate:
     def _unknown(self) -> tuple[Decision, ...]:
         return (unknown_decision(self._on_unknown),) * len(self._membranes)
 
-    def _decide(self, texts: Sequence[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self._decided]
-        if not new:
-            return
-        encoded = self._host.encode(new)
-        columns = [checked(m.name, self._rule.decide(encoded, c), len(new)) for m, c in self._concepts]
-        while len(self._decided) > _MAX_CACHED:
-            self._decided.popitem(last=False)
-        for index, text in enumerate(new):
-            self._decided[text] = tuple(column[index] for column in columns)
+    def _decide(self, texts: Sequence[str]) -> dict[str, tuple[Decision, ...]]:
+        held = ((text, self._decided.get(text)) for text in texts)
+        found = {text: decisions for text, decisions in held if decisions is not None}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            encoded = self._host.encode(new)
+            columns = [checked(m.name, self._rule.decide(encoded, c), len(new)) for m, c in self._concepts]
+            made = {text: tuple(column[index] for column in columns) for index, text in enumerate(new)}
+            found |= made
+            self._decided.update(made)
+            while len(self._decided) > _MAX_CACHED:
+                self._decided.popitem(last=False)
+        return found
 
 
 def unknown_decision(on_unknown: OnUnknown) -> Decision:
@@ -197,7 +201,7 @@ def strengths_for(membranes: Sequence[Membrane], strength: float | Mapping[str, 
     """Return one factor per membrane.
 
     Raises:
-        PermeabilityError: if a factor is not finite or a name is not attached.
+        PermeabilityError: if a factor is no finite number or a name is not attached.
     """
     names = [m.name for m in membranes]
     if isinstance(strength, Mapping):
@@ -206,10 +210,24 @@ def strengths_for(membranes: Sequence[Membrane], strength: float | Mapping[str, 
             raise PermeabilityError(
                 f"strength names {unknown[0]!r}, which is not attached; attached: {', '.join(names)}"
             )
-        factors = [float(strength.get(name, 1.0)) for name in names]
-    else:
-        factors = [float(strength)] * len(names)
-    for name, factor in zip(names, factors, strict=True):
-        if not torch.isfinite(torch.tensor(factor)):
-            raise PermeabilityError(f"strength of {name!r} must be a finite number, found {factor}")
-    return factors
+        return [finite(strength.get(name, 1.0), f"strength of {name!r}") for name in names]
+    return [finite(strength, "strength")] * len(names)
+
+
+def finite(factor: object, what: str) -> float:
+    """Return a factor as a float.
+
+    Args:
+        factor: a number.
+        what: what it is, for the message.
+
+    Raises:
+        PermeabilityError: if it is no finite number.
+    """
+    try:
+        number = math.nan if isinstance(factor, str) else float(cast("SupportsFloat", factor))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise PermeabilityError(f"{what} must be a finite number, found {factor!r}")
+    return number

@@ -4,15 +4,16 @@ A server decides γ per request: two rows with the same text may stand under dif
 does not say which membranes act on it. The strengths belong to the calls made inside one `with` block in one thread.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from semipermeable.errors import AttachError
+from semipermeable.membrane import Membrane
 
 __all__ = ["GivenStrengths", "given_to", "giving"]
 
@@ -21,18 +22,14 @@ class GivenStrengths:
     """Strengths for the conditional rows of each denoiser call.
 
     Args:
-        owner: the attachment they were given to.
+        membranes: what they were given for, whatever is attached meanwhile.
         strengths: shape (conditional rows, membranes), fp32.
     """
 
-    def __init__(self, owner: object, strengths: Tensor) -> None:
-        self._owner = owner
+    def __init__(self, membranes: Sequence[Membrane], strengths: Tensor) -> None:
+        self.membranes = membranes
         self._strengths = strengths
         self._spread: dict[tuple[bool, ...], Tensor] = {}
-
-    def belongs_to(self, owner: object) -> bool:
-        """Whether they were given to this attachment."""
-        return self._owner is owner
 
     @property
     def used(self) -> bool:
@@ -62,29 +59,28 @@ class GivenStrengths:
         return self._spread[pattern]
 
 
-_given: ContextVar[GivenStrengths | None] = ContextVar("semipermeable_given", default=None)
+_given: ContextVar[Mapping[object, GivenStrengths]] = ContextVar("semipermeable_given", default=MappingProxyType({}))
 
 
 def given_to(owner: object) -> GivenStrengths | None:
     """Return the strengths in force for an attachment in this thread, or None."""
-    given = _given.get()
-    return given if given is not None and given.belongs_to(owner) else None
+    return _given.get().get(owner)
 
 
 @contextmanager
-def giving(owner: Any, strengths: Tensor, num_membranes: int) -> Generator[None, None, None]:
+def giving(owner: object, strengths: Tensor, membranes: Sequence[Membrane]) -> Generator[None, None, None]:
     """Let the calls inside the block use these strengths; see `Attachment.given`.
 
     Raises:
         AttachError: if the shape does not fit, or no call took the strengths.
     """
-    if strengths.dim() != 2 or strengths.shape[1] != num_membranes or not bool(torch.isfinite(strengths).all()):
+    if strengths.dim() != 2 or strengths.shape[1] != len(membranes) or not bool(torch.isfinite(strengths).all()):
         raise AttachError(
-            f"strengths must be finite, of shape (rows, {num_membranes}), one column per membrane; found shape "
+            f"strengths must be finite, of shape (rows, {len(membranes)}), one column per membrane; found shape "
             f"{tuple(strengths.shape)}"
         )
-    given = GivenStrengths(owner, strengths.detach().to("cpu", torch.float32))
-    token = _given.set(given)
+    given = GivenStrengths(membranes, strengths.detach().to("cpu", torch.float32))
+    token = _given.set({**_given.get(), owner: given})
     try:
         yield
     finally:

@@ -163,7 +163,9 @@ def _named(spec: str) -> list[str]:
 def _decided(method: Eraser) -> Mapping[str, Json] | None:
     """Return the recipe of an eraser's training, or the settings of one that solves; None for one without either."""
     settings: Any = getattr(method, "settings", None)
-    return getattr(method, "recipe", None) or (asdict(settings) if is_dataclass(settings) else None)
+    return getattr(method, "recipe", None) or (
+        asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else None
+    )
 
 
 def configuration_of(plan: RunPlan, spec: str, decided: Mapping[str, Json] | None, weights: str) -> str:

@@ -61,7 +61,7 @@ def host_for(pipe: Any) -> Host:
         ArchitectureError: if no host supports it; the message says what is supported.
     """
     for host in _HOSTS:
-        if host.supports(pipe):
+        if host.supports(pipe) and hasattr(pipe, host.encode_name):
             return host(pipe)
     known = "; ".join(host.describes for host in _HOSTS)
     parts = ", ".join(sorted(getattr(pipe, "components", {}) or {})) or "no components"

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,16 +18,22 @@ from torch import Tensor, nn
 
 from semipermeable.errors import ArchitectureError, AttachError
 from semipermeable.hosts.condition import Condition
-from semipermeable.hosts.parts import CallRows, EncodeResult, Observed, TextRows, together, weights_hash
+from semipermeable.hosts.parts import (
+    CallRows,
+    EncodeResult,
+    Observed,
+    RowText,
+    TextRows,
+    row_texts,
+    together,
+    weights_hash,
+)
+from semipermeable.hosts.text import joined
 from semipermeable.permeability.decisions import EncodedPrompt
-from semipermeable.runtime import Role, gated_view, pass_name
+from semipermeable.runtime import Role, gated_view, hand_back, pass_name
 from semipermeable.runtime.view import Gate
 
 __all__ = ["CallRows", "EncodeResult", "Host", "Observed", "TextRows", "together", "viewed", "weights_hash"]
-
-
-def _as_list(prompt: str | Sequence[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 class Host(ABC):
@@ -77,8 +83,13 @@ class Host(ABC):
         """Whether `pipe` belongs to this family, by the classes of its components."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
-        """Encode prompts for a permeability rule, on CPU in fp32; no prompts give []."""
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
+        """Encode texts, at least one, for a permeability rule, on CPU in fp32.
+
+        Args:
+            texts: all read in the same window.
+            window: `max_sequence_length` of the pipeline; 0 where it has none.
+        """
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -99,6 +110,28 @@ class Host(ABC):
         """Shape of the noise of one sample at the model's native size, (channels, [frames,] height, width)."""
 
     # What most families leave as it is
+
+    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+        """Encode prompts for a permeability rule, on CPU in fp32; no prompts give [].
+
+        Args:
+            prompts: texts, read in the usual window; or what `observe` told of rows.
+        """
+        rows = [prompt if isinstance(prompt, RowText) else RowText([prompt]) for prompt in prompts]
+        usual, found = self.window(), dict[int, Iterator[EncodedPrompt]]()
+        for window in dict.fromkeys(row.window for row in rows):
+            texts = [text for row in rows if row.window == window for text in row.texts]
+            found[window] = iter(self.encode_texts(texts, window or usual))
+        encoded = [[next(found[row.window]) for _ in row.texts] for row in rows]
+        return [
+            parts[0] if len(parts) == 1 else joined(str(row), parts) for row, parts in zip(rows, encoded, strict=True)
+        ]
+
+    def window(self) -> int:
+        """Return the `max_sequence_length` of a pipeline that is not told any; 0 where it cannot be told."""
+        methods = (type(self.pipe).__call__, getattr(type(self.pipe), self.encode_name))
+        taken = [inspect.signature(method).parameters.get("max_sequence_length") for method in methods]
+        return next((int(argument.default) for argument in taken if argument is not None), 0)
 
     @property
     def prediction_type(self) -> str:
@@ -214,13 +247,15 @@ class Host(ABC):
     def _mixture(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of signal and noise in x_t, shape (rows, 1, ...)."""
         scheduler = self.pipe.scheduler
+        # In bf16 ᾱ rounds to 1 at the first timesteps, and no noise would be left.
+        wide = torch.promote_types(like.dtype, torch.float32)
         if self.prediction_type == "flow":
-            sigma = (timesteps / scheduler.config.num_train_timesteps).to(like)
+            sigma = (timesteps / scheduler.config.num_train_timesteps).to(like.device, wide)
             shares = 1 - sigma, sigma
         else:
-            kept = scheduler.alphas_cumprod.to(like)[timesteps.to(like.device)]
+            kept = scheduler.alphas_cumprod.to(like.device, wide)[timesteps.to(like.device)]
             shares = kept**0.5, (1 - kept) ** 0.5
-        signal, noise = (share.reshape(-1, *[1] * (like.dim() - 1)) for share in shares)
+        signal, noise = (share.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1)) for share in shares)
         return signal, noise
 
     def draw(
@@ -269,10 +304,12 @@ class Host(ABC):
 
     def observe(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed:
         """Run the pipeline's encode method and say which of the returned rows came from which text."""
-        given = dict(inspect.signature(call).bind(*args, **kwargs).arguments)
-        prompt, negative_prompt = given.get("prompt"), given.get("negative_prompt")
+        signature = inspect.signature(call)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        window = self._longer_window(signature, given)
         # Copied before the call: some pipelines write their chat template into the caller's own list.
-        texts, avoided = (None if prompt is None else _as_list(prompt)), _as_list(negative_prompt or "")
+        texts = row_texts(given, "prompt", window)
+        avoided = row_texts(given, "negative_prompt", window) or [""]
         result = call(*args, **kwargs)
         where = self.encode_result
         observed = Observed(result, [], [])
@@ -284,6 +321,12 @@ class Host(ABC):
             given_negative = given.get("negative_prompt_embeds")
             self._note(observed, result[where.negative], avoided, given_negative, Role.NEGATIVE)
         return observed
+
+    def _longer_window(self, signature: inspect.Signature, given: dict[str, Any]) -> int:
+        """The `max_sequence_length` of a call of the encode method, if it is more than usual; 0 otherwise."""
+        taken = signature.parameters.get("max_sequence_length")
+        window = 0 if taken is None else int(given.get(taken.name, taken.default) or 0)
+        return window if window > self.window() else 0
 
     def _note(
         self, observed: Observed, rows: TextRows | None, texts: list[str] | None, given: TextRows | None, role: Role
@@ -378,10 +421,12 @@ def viewed(host: Host, owner: object, gate: Gate) -> Generator[None, None, None]
         gate: given a call's arguments, returns the context in which the call runs.
     """
     own = host.denoisers
+    views = {name: gated_view(module, owner, gate) for name, module in own.items()}
     try:
-        for name, module in own.items():
-            setattr(host.pipe, name, gated_view(module, owner, gate))
+        for name, view in views.items():
+            setattr(host.pipe, name, view)
         yield
     finally:
         for name, module in own.items():
             setattr(host.pipe, name, module)
+            hand_back(views[name], module)

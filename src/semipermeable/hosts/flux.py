@@ -54,25 +54,25 @@ class FluxHost(PackedLatentsHost):
         """See `Host`; "none" for schnell."""
         return "embedded" if self.pipe.transformer.config.guidance_embeds else "none"
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; T5's states of the prompt's own tokens, CLIP's pooled vector."""
-        if not prompts:
-            return []
-        condition = self.condition(prompts)
-        window = condition["text"].shape[1]
+        condition = self._condition(texts, window)
         return encoded_prompts(
             self.tokenizer("tokenizer_2"),
-            prompts,
+            texts,
             condition["text"],
             pooled=condition["pooled"],
             first=0,
-            room=window - 1,
+            room=condition["text"].shape[1] - 1,
             keep_padding=False,
         )
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `pooled` (prompts, dim)."""
-        text, pooled, _ = self.own_encode(prompts, prompt_2=None, device=self.device)
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
+        text, pooled, _ = self.own_encode(prompts, prompt_2=None, device=self.device, max_sequence_length=window)
         return Condition({"text": text, "pooled": pooled}).to(self.device, self.dtype)
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

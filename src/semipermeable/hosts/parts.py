@@ -2,19 +2,86 @@
 
 import ctypes
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from semipermeable.errors import AttachError
 from semipermeable.runtime import Role, uncompiled
 
-__all__ = ["CallRows", "EncodeResult", "Observed", "TextRows", "patch_shift", "together", "weights_hash"]
+__all__ = [
+    "CallRows",
+    "EncodeResult",
+    "Observed",
+    "RowText",
+    "TextRows",
+    "patch_shift",
+    "row_texts",
+    "together",
+    "weights_hash",
+]
 
 TextRows: TypeAlias = Tensor | Sequence[Tensor]
 """Embeddings, one row per sample: a tensor (rows, sequence, dim), or a list of rows of different lengths."""
+
+
+class RowText(str):
+    """What a row was made from, where that is more than one text in the family's usual window.
+
+    As text it is all of them, for people to read. It equals no plain text: a decision on that one is none on this.
+
+    Args:
+        texts: at least one.
+        window: how many tokens of each the encoder took; 0: as many as usual.
+    """
+
+    texts: tuple[str, ...]
+    window: int
+
+    def __new__(cls, texts: Sequence[str], window: int = 0) -> "RowText":
+        """Make it; a str takes its text here."""
+        row = super().__new__(cls, " | ".join(texts))
+        row.texts, row.window = tuple(texts), window
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowText) and (self.texts, self.window) == (other.texts, other.window)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.texts, self.window))
+
+
+def _as_list(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def row_texts(given: dict[str, Any], argument: str, window: int) -> list[str] | None:
+    """Return what each row is made from; None where there is no text.
+
+    Args:
+        given: arguments of the encode method.
+        argument: the first encoder's text; what others read is called the same with a number: "prompt_2".
+        window: more tokens than usual, or 0.
+    """
+    name = re.compile(rf"{argument}(_\d+)?")
+    lists = [_as_list(value) for key, value in given.items() if value is not None and name.fullmatch(key)]
+    if not lists:
+        return None
+    length = max(map(len, lists))
+    rows: list[str] = []
+    for index in range(length):
+        # Of a list of another length nobody knows which text is whose.
+        read = [texts[index : index + 1] if len(texts) == length else texts for texts in lists]
+        distinct = list(dict.fromkeys(text for texts in read for text in texts if text)) or [""]
+        rows.append(distinct[0] if len(distinct) == 1 and not window else RowText(distinct, window))
+    return rows
 
 
 class CallRows(NamedTuple):
@@ -66,17 +133,32 @@ def weights_hash(module: nn.Module) -> str:
             weights that accelerate has offloaded as if they were in place.
 
     Raises:
-        AttachError: if a weight is nowhere in memory.
+        AttachError: if a weight is nowhere in memory, or in none that can be read.
     """
     digest, module = hashlib.sha256(), uncompiled(module)
     for name, kept in sorted(module.state_dict().items()):
         if ".lora_" in name:
             continue
         tensor = _in_memory(module, name) if kept.device.type == "meta" else kept
-        value = tensor.detach().to("cpu", torch.float16).contiguous()
-        digest.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}".encode())
-        digest.update(ctypes.string_at(value.data_ptr(), value.numel() * value.element_size()))
+        for part, plain in _plain(name.replace(".base_layer", ""), tensor.detach()):
+            value = plain.to("cpu", torch.float16).contiguous()
+            if value.numel() and not value.data_ptr():
+                raise AttachError(
+                    f"weight {name!r} of {type(module).__name__} is a {type(plain).__name__} without memory of its "
+                    "own, so what it is cannot be checked. Quantise in another way, or not at all."
+                )
+            digest.update(f"{part}{tuple(value.shape)}".encode())
+            digest.update(ctypes.string_at(value.data_ptr(), value.numel() * value.element_size()))
     return digest.hexdigest()
+
+
+def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors that a weight is made of: itself, or those inside of it (torchao's quantised weights)."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        yield from _plain(f"{name}.{inner}", getattr(tensor, inner))
 
 
 def _in_memory(module: nn.Module, name: str) -> Tensor:

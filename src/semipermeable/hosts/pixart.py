@@ -42,27 +42,24 @@ class PixArtHost(Host):
             return False
         return not pipe.transformer.use_additional_conditions
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; T5's states of the prompt's own tokens."""
-        if not prompts:
-            return []
-        condition = self.condition(prompts)
-        written = [str(self.pipe._text_preprocessing(text, clean_caption=_cleans())[0]) for text in prompts]
-        room = self._window() - 1
+        condition, room = self._condition(texts, window), window - 1
+        written = [str(self.pipe._text_preprocessing(text, clean_caption=_cleans())[0]) for text in texts]
         encoded = encoded_prompts(self.tokenizer(), written, condition["text"], first=0, room=room, keep_padding=False)
-        return [replace(one, text=text) for one, text in zip(encoded, prompts, strict=True)]
-
-    def _window(self) -> int:
-        return 300
+        return [replace(one, text=text) for one, text in zip(encoded, texts, strict=True)]
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `mask` (prompts, sequence)."""
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
         text, mask, _, _ = self.own_encode(
             prompts,
             do_classifier_free_guidance=False,
             device=self.device,
             clean_caption=_cleans(),
-            max_sequence_length=self._window(),
+            max_sequence_length=window,
         )
         return Condition({"text": text, MASK: mask.bool()}).to(self.device, self.dtype).trimmed()
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from semipermeable.hosts.base import EncodeResult
 from semipermeable.hosts.condition import MASK, Condition
-from semipermeable.hosts.float_latents import call_default
 from semipermeable.hosts.packed_latents import PackedLatentsHost
 from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
@@ -48,22 +47,20 @@ class QwenImageHost(PackedLatentsHost):
             return False
         return not pipe.transformer.config.guidance_embeds
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; states of " " + prompt, so that a name has the same tokens wherever it stands."""
-        if not prompts:
-            return []
-        room = self._window()
-        states = self.condition([" " + text if text else text for text in prompts])["text"]
+        states = self._condition([" " + text if text else text for text in texts], window)["text"]
+        room = window
         return encoded_prompts(
-            self.tokenizer(), prompts, states, first=0, room=room, keep_padding=False, space_before=True
+            self.tokenizer(), texts, states, first=0, room=room, keep_padding=False, space_before=True
         )
-
-    def _window(self) -> int:
-        return int(call_default(self.pipe, "max_sequence_length"))
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `mask` (prompts, sequence)."""
-        text, mask = self.own_encode(prompts, device=self.device, max_sequence_length=self._window())
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
+        text, mask = self.own_encode(prompts, device=self.device, max_sequence_length=window)
         valid = torch.ones(text.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         return Condition({"text": text, MASK: valid}).to(self.device, self.dtype)
 

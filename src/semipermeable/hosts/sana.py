@@ -44,23 +44,21 @@ class SanaHost(FloatLatentsHost):
             return False
         return not pipe.transformer.config.guidance_embeds
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; Gemma's states of the prompt's own tokens, in their place behind the instruction."""
-        if not prompts:
-            return []
-        written = [str(self.pipe._text_preprocessing(text, clean_caption=False)[0]) for text in prompts]
+        written = [str(self.pipe._text_preprocessing(text, clean_caption=False)[0]) for text in texts]
         first = self._first()
         encoded = encoded_prompts(
             self.tokenizer(),
             written,
-            self.condition(prompts)["text"],
+            self._condition(texts, self._instruction(), window)["text"],
             first=first,
-            room=self._window() - first,
+            room=window - first,
             keep_padding=False,
             # The instruction ends in a space, which Gemma writes into the token after it.
             space_before=True,
         )
-        return [replace(one, text=text) for one, text in zip(encoded, prompts, strict=True)]
+        return [replace(one, text=text) for one, text in zip(encoded, texts, strict=True)]
 
     def _first(self) -> int:
         """Where the prompt's first token stands: after BOS and what the pipeline leaves of the instruction."""
@@ -72,26 +70,23 @@ class SanaHost(FloatLatentsHost):
     def _instruction(self) -> list[str]:
         return list(call_default(self.pipe, "complex_human_instruction"))
 
-    def _window(self) -> int:
-        return int(call_default(self.pipe, "max_sequence_length"))
-
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `mask` (prompts, sequence)."""
-        return self._condition(prompts, self._instruction())
+        return self._condition(prompts, self._instruction(), self.window())
 
-    def _condition(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
+    def _condition(self, prompts: Sequence[str], instruction: list[str] | None, window: int) -> Condition:
         text, mask, _, _ = self.own_encode(
             prompts,
             do_classifier_free_guidance=False,
             device=self.device,
-            max_sequence_length=self._window(),
+            max_sequence_length=window,
             complex_human_instruction=instruction,
         )
         return Condition({"text": text, MASK: mask.bool()}).to(self.device, self.dtype).trimmed()
 
     def unconditional(self) -> Condition:
         """See `Host`; the empty prompt without the instruction."""
-        return self._condition([""], None)
+        return self._condition([""], None, self.window())
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """See `Host`; latents have shape (rows, channels, height, width)."""

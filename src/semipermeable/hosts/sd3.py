@@ -51,23 +51,29 @@ class SD3Host(Host):
         """See `Host`; of T5, or of both CLIP encoders where it was left out."""
         return self._hash("text_encoder_3") if self.has_t5 else super().text_encoder_hash()
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; T5's states of the prompt's own tokens, or the CLIP part, and both pooled vectors."""
-        if not prompts:
-            return []
-        condition, window = self.condition(prompts), int(self.pipe.tokenizer_max_length)
+        condition, short = self._condition(texts, window), int(self.pipe.tokenizer_max_length)
         text, pooled = condition["text"], condition["pooled"]
         if self.has_t5:
-            states, words = text[:, window:], self.tokenizer("tokenizer_3")
+            states, words = text[:, short:], self.tokenizer("tokenizer_3")
             room = states.shape[1] - 1
-            return encoded_prompts(words, prompts, states, pooled=pooled, first=0, room=room, keep_padding=False)
-        states, words = text[:, :window], self.tokenizer()
-        return encoded_prompts(words, prompts, states, pooled=pooled, first=1, room=window - 2, keep_padding=True)
+            return encoded_prompts(words, texts, states, pooled=pooled, first=0, room=room, keep_padding=False)
+        states, words = text[:, :short], self.tokenizer()
+        return encoded_prompts(words, texts, states, pooled=pooled, first=1, room=short - 2, keep_padding=True)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `pooled` (prompts, dim)."""
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
         text, _, pooled, _ = self.own_encode(
-            prompts, prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False
+            prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=window,
         )
         return Condition({"text": text, "pooled": pooled}).to(self.device, self.dtype)
 

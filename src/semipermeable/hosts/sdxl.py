@@ -40,15 +40,13 @@ class SDXLHost(UNetHost):
         unet = parts.get("unet") == "UNet2DConditionModel"
         return unet and encoders == ("CLIPTextModel", "CLIPTextModelWithProjection") and tokenizers
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; the states are those of both encoders, side by side."""
-        if not prompts:
-            return []
-        condition = self.condition(prompts)
+        condition = self.condition(texts)
         window = self.tokenizer().model_max_length
         return encoded_prompts(
             self.tokenizer(),
-            prompts,
+            texts,
             condition["text"],
             pooled=condition["pooled"],
             first=1,

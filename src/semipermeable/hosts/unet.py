@@ -67,20 +67,18 @@ class UNetHost(Host):
         """See `Host`; embedded where the UNet has a time condition (latent consistency models)."""
         return "classifier-free" if self.pipe.unet.config.time_cond_proj_dim is None else "embedded"
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; tokens beyond the encoder's window are cut."""
-        if not prompts:
-            return []
         tokenizer, encoder = self.tokenizer(), self.pipe.text_encoder
         window = tokenizer.model_max_length
         inputs = tokenizer(
-            list(prompts), padding="max_length", max_length=window, truncation=True, return_tensors="pt"
+            list(texts), padding="max_length", max_length=window, truncation=True, return_tensors="pt"
         ).to(self.device)
         mask = inputs.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         with torch.no_grad():
             output = encoder(inputs.input_ids, attention_mask=mask)
         return encoded_prompts(
-            tokenizer, prompts, output[0], pooled=output.pooler_output, first=1, room=window - 2, keep_padding=True
+            tokenizer, texts, output[0], pooled=output.pooler_output, first=1, room=window - 2, keep_padding=True
         )
 
     def condition(self, prompts: Sequence[str]) -> Condition:

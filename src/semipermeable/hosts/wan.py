@@ -61,25 +61,26 @@ class WanHost(FloatLatentsHost):
             getattr(pipe, name).config.in_channels == getattr(pipe, name).config.out_channels for name in denoisers
         )
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; UMT5's states of the prompt's own tokens."""
-        if not prompts:
-            return []
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # imports much, and pipelines of this family did
 
-        states = self.condition(prompts)["text"]
+        states = self._condition(texts, window)["text"]
         # The pipeline tidies whitespace and HTML entities before it encodes.
-        written = [prompt_clean(text) for text in prompts]
+        written = [prompt_clean(text) for text in texts]
         room = states.shape[1] - 1
         encoded = encoded_prompts(self.tokenizer(), written, states, first=0, room=room, keep_padding=False)
-        return [replace(one, text=text) for one, text in zip(encoded, prompts, strict=True)]
+        return [replace(one, text=text) for one, text in zip(encoded, texts, strict=True)]
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; part `text` (prompts, sequence, dim)."""
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
         text, _ = self.own_encode(
             prompts,
             do_classifier_free_guidance=False,
-            max_sequence_length=call_default(self.pipe, "max_sequence_length"),
+            max_sequence_length=window,
             device=self.device,
         )
         return Condition({"text": text}).to(self.device, self.dtype)

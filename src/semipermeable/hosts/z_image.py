@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from semipermeable.errors import AttachError
 from semipermeable.hosts.base import CallRows
 from semipermeable.hosts.condition import MASK, Condition
-from semipermeable.hosts.float_latents import FloatLatentsHost, call_default
+from semipermeable.hosts.float_latents import FloatLatentsHost
 from semipermeable.hosts.parts import patch_shift
 from semipermeable.hosts.text import encoded_prompts
 from semipermeable.hosts.unet import class_names
@@ -50,28 +50,24 @@ class ZImageHost(FloatLatentsHost):
             return False
         return parts.get("text_encoder") in ("Qwen3Model", "Qwen3ForCausalLM")
 
-    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+    def encode_texts(self, texts: Sequence[str], window: int) -> list[EncodedPrompt]:
         """See `Host`; states of " " + prompt, so that a name has the same tokens wherever it stands."""
-        if not prompts:
-            return []
         tokenizer = self.tokenizer()
         template: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
         first = len(tokenizer(template.split(_MARK)[0]).input_ids)
-        states = self.condition([" " + text if text else text for text in prompts])["text"]
-        room = self._window() - first
-        return encoded_prompts(
-            tokenizer, prompts, states, first=first, room=room, keep_padding=False, space_before=True
-        )
-
-    def _window(self) -> int:
-        return int(call_default(self.pipe, "max_sequence_length"))
+        states = self._condition([" " + text if text else text for text in texts], window)["text"]
+        room = window - first
+        return encoded_prompts(tokenizer, texts, states, first=first, room=room, keep_padding=False, space_before=True)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See `Host`; parts `text` (prompts, sequence, dim) and `mask` (prompts, sequence)."""
+        return self._condition(prompts, self.window())
+
+    def _condition(self, prompts: Sequence[str], window: int) -> Condition:
         rows, _ = self.own_encode(
-            prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self._window()
+            prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=window
         )
         masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
         parts = {"text": pad_sequence(rows, batch_first=True), MASK: pad_sequence(masks, batch_first=True)}

@@ -1,6 +1,6 @@
 """The words every permeability rule speaks: what it sees of a prompt, what it is asked about, what it answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from semipermeable.concept import Concept
 
-__all__ = ["Decision", "EncodedPrompt", "Gate", "GatedConcept", "Json", "Permeability"]
+__all__ = ["Decision", "EncodedPrompt", "Gate", "GatedConcept", "Json", "Permeability", "largest"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 """Anything JSON can hold."""
@@ -46,6 +46,9 @@ class EncodedPrompt:
         pooled: the pooled text encoding, shape (dim,), or None where the encoder has none.
         first: index in `states` of the first own token (1 where the tokenizer writes a BOS).
         room: how many own tokens the encoder's window takes; None: all of `states` but BOS and EOS.
+        seen: where the window is full, the part of the text that the tokens were made from; None: not known.
+        parts: where a row was made from several texts (`prompt_2`), each of them; the fields above then hold them one
+            after the other.
     """
 
     text: str
@@ -55,6 +58,12 @@ class EncodedPrompt:
     pooled: Tensor | None = None
     first: int = 1
     room: int | None = None
+    seen: str | None = None
+    parts: "tuple[EncodedPrompt, ...]" = ()
+
+    def each(self) -> "tuple[EncodedPrompt, ...]":
+        """Return the texts of the row, each by itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,11 @@ class Decision:
     similarity: float | None = None
     threshold: float | None = None
     matched: tuple[str, ...] = field(default=())
+
+
+def largest(decisions: Iterable[Decision]) -> Decision:
+    """Return what counts of the decisions on a row's texts: the one with the largest γ, the first of several."""
+    return max(decisions, key=lambda decision: decision.gamma)
 
 
 @runtime_checkable

@@ -107,13 +107,15 @@ class ConceptIndex(Generic[K]):
 
     def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[set[K]]:
         """Return, for every prompt, a superset of the concepts that `Transport` opens."""
-        found = [self._by_words(prompt) for prompt in prompts]
+        texts = [text for prompt in prompts for text in prompt.each()]
+        found = [self._by_words(text) for text in texts]
         if self._screens is None:
             self._screens = _screens(self._probes)
         for screen in self._screens:
-            for row, keys in enumerate(screen.reached(prompts)):
+            for row, keys in enumerate(screen.reached(texts)):
                 found[row].update(keys)
-        return found
+        each = iter(found)
+        return [set[K]().union(*(next(each) for _ in prompt.each())) for prompt in prompts]
 
     def _entries(self, concept: Concept) -> "Iterator[tuple[defaultdict[str, set[K]], str]]":
         for name in concept.names:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semipermeable.errors import PermeabilityError
-from semipermeable.permeability.decisions import Decision, EncodedPrompt, GatedConcept
+from semipermeable.permeability.decisions import Decision, EncodedPrompt, GatedConcept, largest
 
 __all__ = ["PaperTransport"]
 
@@ -35,16 +35,15 @@ class PaperTransport:
         self.encoding = encoding
 
     def decide(self, prompts: Sequence[EncodedPrompt], concept: GatedConcept) -> list[Decision]:
-        """Return γ for every prompt: the larger of cosine and token share, over all names.
+        """Return γ for every prompt: the larger of cosine and token share, over all names and texts of a row.
 
         Raises:
             PermeabilityError: if "pooled" is asked for and the text encoder pools nothing.
         """
-        return [self._one(prompt, concept) for prompt in prompts]
+        return [largest(self._one(text, concept) for text in prompt.each()) for prompt in prompts]
 
     def _one(self, prompt: EncodedPrompt, concept: GatedConcept) -> Decision:
-        decisions = [self._against(prompt, name) for name in concept.encoded]
-        return max(decisions, key=lambda decision: decision.gamma)
+        return largest(self._against(prompt, name) for name in concept.encoded)
 
     def _against(self, prompt: EncodedPrompt, name: EncodedPrompt) -> Decision:
         one, other = self._encoding(name), self._encoding(prompt)

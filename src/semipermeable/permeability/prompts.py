@@ -128,11 +128,13 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
     Args:
         concept: what the prompts are about.
         kind: "object" or "style"; None asks `kind_of`.
+
+    Raises:
+        CalibrationError: if every built-in object or style is one of the names.
     """
     kind = kind or kind_of(concept)
     templates = _OBJECT if kind == "object" else _STYLE
-    companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
-    paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    companions, paints = _unnamed(concept, _COMPANIONS, NOUNS), _unnamed(concept, _PAINTS, STYLES)
     write = partial(_write, beside=companions[0])
     examples: list[Example] = []
     for row, name in enumerate(concept.names):
@@ -143,8 +145,22 @@ def wordings(concept: Concept, kind: Kind | None = None) -> list[Example]:
         plain = templates[3] if kind == "object" else templates[2]
         changed = [name.upper(), name.replace(" ", "-"), _slip(name)]
         for number, form in enumerate(dict.fromkeys(form for form in changed if form != name)):
-            examples.append(Example(write(plain, form, companions[number], paints[number]), name, f"changed {number}"))
+            companion, paint = (words[number % len(words)] for words in (companions, paints))
+            examples.append(Example(write(plain, form, companion, paint), name, f"changed {number}"))
     return list(dict.fromkeys(examples))
+
+
+def _unnamed(concept: Concept, words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the words that do not name the concept; if all of them do, as many of the others.
+
+    Raises:
+        CalibrationError: if those name it too.
+    """
+    for several in (words, others):
+        left = [word for word in several if not _mentions(concept, word)]
+        if left:
+            return left[: len(words)]
+    raise CalibrationError(f"{concept.name!r} has every built-in name for an alias; nothing is left to compare it with")
 
 
 def _slip(name: str) -> str:
@@ -195,8 +211,7 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
     keep = phrases_around(concept, [*phrases, *COMPOUNDS])
     told = [entry for entry in given if _is_caption(entry) and not means(concept, entry, keep)]
     captions = told + [entry for entry in CAPTIONS if not means(concept, entry, keep)]
-    companions = [word for word in _COMPANIONS if not _mentions(concept, word)]
-    paints = [word for word in _PAINTS if not _mentions(concept, word)]
+    companions, paints = _unnamed(concept, _COMPANIONS, NOUNS), _unnamed(concept, _PAINTS, STYLES)
     write = partial(_write, beside=companions[0])
     examples = [Example(caption, caption, caption) for caption in captions]
     for row, subject in enumerate(phrases):
@@ -210,7 +225,8 @@ def negatives(concept: Concept, vocabulary: Sequence[str] = (), kind: Kind | Non
         for paint in (
             paints[: 4 if kind == "object" else None] if "_s}" in template or "{s}" in template else paints[:1]
         ):
-            examples.append(Example(write(template, "", companions[row], paint), template, template))
+            companion = companions[row % len(companions)]
+            examples.append(Example(write(template, "", companion, paint), template, template))
     if not (told or phrases):
         raise CalibrationError(
             f"no prompt is left to calibrate {concept.name!r} against: all {len(given)} entries of `vocabulary` mean "

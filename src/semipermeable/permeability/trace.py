@@ -54,7 +54,7 @@ class Trace(Sequence[TraceRow]):
     def add(self, prompt: str, concept: str, decision: Decision) -> None:
         """Append one decision about `prompt` and the concept called `concept`."""
         d = decision
-        self._rows.append(TraceRow(prompt, concept, d.gamma, d.reason, d.similarity, d.threshold, d.matched))
+        self._rows.append(TraceRow(str(prompt), concept, d.gamma, d.reason, d.similarity, d.threshold, d.matched))
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -67,7 +67,7 @@ class Trace(Sequence[TraceRow]):
 
     def as_dicts(self) -> list[dict[str, object]]:
         """Return the rows as plain dictionaries, ready for JSON."""
-        return [{**asdict(row), "matched": list(row.matched)} for row in self._rows]
+        return [{**asdict(row), "matched": list(row.matched)} for row in self.rows]
 
     @overload
     def __getitem__(self, index: int) -> TraceRow: ...
@@ -89,7 +89,7 @@ class Trace(Sequence[TraceRow]):
         if not self._rows:
             return "(no decision yet)"
         table: list[tuple[str, ...]] = [("prompt", "concept", "γ", "score", "threshold", "reason")]
-        for row in self._rows:
+        for row in self.rows:
             table.append(
                 (
                     _short(row.prompt),

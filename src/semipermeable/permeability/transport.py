@@ -8,19 +8,26 @@ half-open membrane draws half-erased things and moves pictures it should leave a
 Only what the denoiser can see counts: where a prompt fills the encoder's window, words beyond it are not looked at.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from semipermeable.errors import CalibrationError
 from semipermeable.permeability.calibration import Calibration
-from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept
+from semipermeable.permeability.decisions import Decision, EncodedPrompt, Gate, GatedConcept, largest
 from semipermeable.permeability.probe import at_border, carries_name, token_spans
 from semipermeable.permeability.prompts import covered, kept_spans, phrases_around
 from semipermeable.permeability.vocabulary import COMPOUNDS, known_words
 from semipermeable.permeability.words import Word, find, forms, found_as_text, split
 
 __all__ = ["Transport", "visible"]
+
+_SPACED = re.compile(r"\S+")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_UNKNOWN = frozenset({"<unk>", "[UNK]"})
+"""Tokens that stand for any number of letters."""
 
 
 class _Reading(NamedTuple):
@@ -53,7 +60,7 @@ class Transport:
         self._questions: WeakKeyDictionary[GatedConcept, _Question] = WeakKeyDictionary()
 
     def decide(self, prompts: Sequence[EncodedPrompt], concept: GatedConcept) -> list[Decision]:
-        """Return γ, exactly 0 or exactly 1, for every prompt.
+        """Return γ, exactly 0 or exactly 1, for every prompt; of several texts of a row, the largest.
 
         Raises:
             CalibrationError: if the stored gate is of another kind, damaged, or made for another width of text states.
@@ -61,7 +68,7 @@ class Transport:
         question = self._questions.get(concept)
         if question is None:
             question = self._questions[concept] = self._question(concept)
-        return [self._one(prompt, concept, question) for prompt in prompts]
+        return [largest(self._one(text, concept, question) for text in prompt.each()) for prompt in prompts]
 
     def __repr__(self) -> str:
         return "Transport()"
@@ -93,13 +100,15 @@ class Transport:
         known = question.known | whole
         kept: list[str] = []
         for name, encoded in zip(concept.concept.names, concept.encoded, strict=True):
+            inside: list[str] = []
             for span in find(name, words, known=known):
                 shown = " ".join(word.text for word in words[span.start : span.end])
                 if not covered(span, longer):
                     how = f"misspelt name {name!r}: {shown!r}" if span.mended else f"name found: {name!r}"
                     return Decision(1.0, how, matched=(shown,))
-                kept.append(shown)
-            if not kept and (found_as_text(name, text) or (not words and token_spans(prompt, encoded))):
+                inside.append(shown)
+            kept += inside
+            if not inside and (found_as_text(name, text) or (not words and token_spans(prompt, encoded))):
                 return Decision(1.0, f"name found: {name!r}", matched=(name,))
         kept += [phrase for phrase in concept.concept.keep if find(phrase, words, known=None, across=False)]
         if kept:
@@ -159,15 +168,33 @@ def _whole_tokens(prompt: EncodedPrompt) -> set[str]:
 
 
 def visible(prompt: EncodedPrompt) -> str:
-    """Return the part of a prompt that its tokens cover, to the end of a word: all of it unless the window is full."""
+    """Return the part of a prompt that its tokens cover, to the end of a word: all of it unless the window is full.
+
+    Where the host does not say it, the tokens' letters are counted; where they cannot be, all of the text counts.
+    """
     room = prompt.states.shape[0] - prompt.first - 1 if prompt.room is None else prompt.room
     if len(prompt.token_ids) < room:
         return prompt.text
-    left = sum(len(token.removesuffix("</w>").replace("▁", "").replace("Ġ", "")) for token in prompt.tokens)
-    for index, character in enumerate(prompt.text):
-        if character.isspace():
-            if left <= 0:
-                return prompt.text[:index]
-            continue
-        left -= len(character.encode())
+    if prompt.seen is not None:
+        return prompt.seen
+    pieces = any("▁" in token for token in prompt.tokens)
+    marked = pieces or any(token.endswith("</w>") or "Ġ" in token for token in prompt.tokens)
+    if not marked or any(token in _UNKNOWN for token in prompt.tokens):
+        return prompt.text
+    left = sum(_letters_in(token) for token in prompt.tokens)
+    for word in _SPACED.finditer(prompt.text):
+        left -= _size(word.group(), in_bytes=not pieces)
+        if left <= 0:
+            return prompt.text[: word.end()]
     return prompt.text
+
+
+def _letters_in(token: str) -> int:
+    """Characters of a SentencePiece token, bytes of a byte-level one; a byte of a character counts as a whole one."""
+    return 1 if _BYTE.fullmatch(token) else len(token.removesuffix("</w>").replace("▁", "").replace("Ġ", ""))
+
+
+def _size(word: str, *, in_bytes: bool) -> int:
+    """The fewest letters that a tokenizer's normalisation makes of a word."""
+    forms = (word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFKC", word).lower())
+    return min(len(form.encode() if in_bytes else form) for form in forms)

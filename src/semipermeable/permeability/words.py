@@ -182,5 +182,5 @@ def _joins(window: Sequence[Word], joined: str) -> bool:
 def found_as_text(name: str, text: str) -> bool:
     """Whether a name without words, or of a script without spaces, stands in a text."""
     folded = _fold(name).strip()
-    unspaced = _UNSPACED.search(name) is not None or not _WORD.search(folded)
+    unspaced = _UNSPACED.search(unicodedata.normalize("NFKC", name)) is not None or not _WORD.search(folded)
     return bool(folded) and unspaced and folded in _fold(text)

@@ -12,7 +12,7 @@ from semipermeable.runtime.prompt_book import PromptBook, Role
 from semipermeable.runtime.side_by_side import SHARED, SideBySide
 from semipermeable.runtime.trainable import TrainableBinding
 from semipermeable.runtime.twin import uncompiled
-from semipermeable.runtime.view import gated_view, pass_name, refuse_rewritten, view_owner
+from semipermeable.runtime.view import gated_view, hand_back, pass_name, refuse_rewritten, view_owner
 
 __all__ = [
     "DEVICE_BYTES",
@@ -26,6 +26,7 @@ __all__ = [
     "SideBySide",
     "TrainableBinding",
     "gated_view",
+    "hand_back",
     "pass_name",
     "refuse_rewritten",
     "require_plain",

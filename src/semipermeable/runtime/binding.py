@@ -239,8 +239,9 @@ class Binding:
         if not plan.names <= fired:
             missing = sorted(plan.names - fired)
             raise SiteNotFiredError(
-                f"{len(missing)} of {len(plan.names)} sites never ran, first {missing[0]!r}: the layer was replaced, "
-                "fused or compiled after the membranes were attached. Detach, undo that, and attach again."
+                f"{len(missing)} of {len(plan.names)} sites never ran, first {missing[0]!r}. Either the pipeline left "
+                "the layer out: call the denoiser's `disable_cache()`, pass no `skip_guidance_layers`. Or it was "
+                "replaced, fused or compiled after the membranes were attached: detach, undo that, and attach again."
             )
 
     def _check(self, membrane: Membrane) -> None:

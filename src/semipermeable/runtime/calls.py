@@ -49,10 +49,12 @@ class TextOutputs:
         return self._kept.setdefault(text, {})
 
     def put(self, kept: "dict[str, _Kept]", text: Tensor, site: Site, plan: Plan, out: Tensor) -> None:
-        """Keep a site's output for text rows."""
+        """Keep a site's output for text rows, unless a write to it or its weight would leave no mark."""
+        if out.is_inference() or (weight := site.weight).is_inference():
+            return
         held = sum(other.out.numel() * other.out.element_size() for other in list(kept.values()))
         if held + out.numel() * out.element_size() <= self._most_bytes or site.name in kept:
-            marks = _marks(text, site.weight, out)
+            marks = _marks(text, weight, out)
             kept[site.name] = _Kept(out, weakref.ref(plan), site.layer.__dict__["_parameters"], marks)
 
     def clear(self) -> None:

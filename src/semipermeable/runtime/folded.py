@@ -132,21 +132,27 @@ def require_plain(sites: Iterable[Site]) -> None:
     """Refuse sites whose weights cannot be written.
 
     Raises:
-        SiteError: naming the first site whose weight is quantised, or elsewhere between calls (offloaded).
+        SiteError: naming the first site whose weight is quantised or kept in one byte, made in inference mode, or
+            elsewhere between calls (offloaded).
     """
     for site in sites:
         weight = getattr(site.layer, "weight", None)
-        kind = f"{type(site.layer).__name__}, {type(weight).__name__}"
+        kind = f"{type(site.layer).__name__}, {type(weight).__name__}, {getattr(weight, 'dtype', None)}"
         if isinstance(weight, Tensor) and weight.device.type == "meta":
             raise SiteError(
                 f"site {site.name!r} has its weight offloaded: it is in memory only while the layer runs. Fold before "
                 "offloading, or use attach, which works beside offloaded weights."
             )
-        plain = type(weight) is nn.Parameter and weight.is_floating_point()
+        plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1
         if weight is None or not plain or weight.numel() != _num_weights(site.layer):
             raise SiteError(
                 f"site {site.name!r} has a quantised weight ({kind}): what a membrane adds would be lost in rounding. "
                 "Fold into the unquantised model and quantise afterwards, or use attach, which adds beside the weights."
+            )
+        if weight.is_inference():
+            raise SiteError(
+                f"site {site.name!r} has a weight made in torch.inference_mode(), which cannot be written outside. "
+                "Load the model outside of it, or use attach, which adds beside the weights."
             )
 
 

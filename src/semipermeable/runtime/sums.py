@@ -48,6 +48,9 @@ def accumulate_(layer: nn.Module, out: Tensor, hidden: Tensor, u: Tensor, gamma:
         u: shape (k, out), or (rows, k, out) where every row has its own; times the strengths unless `gamma` is given.
         gamma: strength of each shared pair in each row, shape (rows, k), or None.
     """
+    if hidden.dtype is not out.dtype:
+        # Autocast multiplies in its own dtype, also where a layer gives its output in that of its input.
+        hidden = hidden.to(out.dtype)
     if isinstance(layer, nn.Conv2d):
         _accumulate_channels_(out, hidden, u, gamma)
         return

@@ -107,7 +107,7 @@ class Twin:
         sites: site name to site, for all sites that may act.
 
     Raises:
-        AttachError: if the denoiser is group-offloaded too, which replaces forwards by what points to the original.
+        AttachError: if the denoiser has hooks of diffusers too, which replace forwards by what points to the original.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module], sites: Mapping[str, Site]) -> None:
@@ -158,6 +158,7 @@ class Twin:
         return {name for name, seat in self._seats.items() if seat.fired}
 
     def _load(self, plan: Plan) -> None:
+        self._plan = None  # who fails half way leaves a mixture
         ranks = [max(u.shape[1] for u, _ in membrane.pairs.values()) for membrane in plan.membranes]
         begins = [sum(ranks[:column]) for column in range(len(ranks))]
         while self._capacity < sum(ranks):
@@ -212,8 +213,9 @@ def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
     registry = module.__dict__.get("_diffusers_hook")
     if registry is not None and registry.hooks:
         raise AttachError(
-            "the denoiser is compiled and has hooks of diffusers (group offloading, caching): membranes work beside "
-            "either, not beside both. Do not compile it, or use model offloading."
+            "the denoiser is compiled and has hooks of diffusers (group offloading, caching), which its twin cannot "
+            "have. Beside group offloading do not compile it, or use model offloading; caching leaves out layers that "
+            "membranes act on: call its `disable_cache()`."
         )
     copy = object.__new__(type(module))
     copies[module] = copy

@@ -18,12 +18,13 @@ from torch import nn
 from semipermeable.errors import AttachError
 from semipermeable.runtime.twin import compiler_of, is_compiled, uncompiled
 
-__all__ = ["Gate", "gated_view", "pass_name", "refuse_rewritten", "view_owner"]
+__all__ = ["Gate", "gated_view", "hand_back", "pass_name", "refuse_rewritten", "view_owner"]
 
 Gate: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[Callable[..., Any] | None]]
 """Given a call's positional and keyword arguments, returns the context in which the call runs; that gives what to call
 in place of the denoiser (a compiled one's twin), or None."""
 _OWNER = "_semipermeable_owner"
+_HOOK = "_semipermeable_hook"
 _pass: ContextVar[str | None] = ContextVar("semipermeable_pass", default=None)
 
 
@@ -58,12 +59,35 @@ def gated_view(denoiser: nn.Module, owner: object, gate: Gate) -> nn.Module:
             return (inner if stand_in is None else stand_in)(*args, **kwargs)
 
     object.__setattr__(view, "forward", forward)
+    if "_old_forward" in view.__dict__:
+        # Offloading hooks are taken off and put on anew after each drawing: what lies under them is the gate.
+        object.__setattr__(view, "_old_forward", forward)
     # What was compiled runs its own hooks, within: the view's must not run again around it.
     object.__setattr__(view, "_compiled_call_impl", forward if compiled else None)
     object.__setattr__(view, _OWNER, owner)
+    object.__setattr__(view, _HOOK, view.__dict__.get("_hf_hook"))
     if hasattr(denoiser, "cache_context"):
         object.__setattr__(view, "cache_context", _naming(denoiser))
     return view
+
+
+def hand_back(view: nn.Module, denoiser: nn.Module) -> None:
+    """Give a denoiser the offloading hook of accelerate that its view has got in its place, or take one that it lost.
+
+    Args:
+        view: from `gated_view`, no longer in the pipeline.
+        denoiser: what it was made of.
+    """
+    own, theirs = uncompiled(denoiser).__dict__, view.__dict__
+    hook, run = theirs.get("_hf_hook"), theirs["forward"]
+    if hook is theirs[_HOOK] or is_compiled(denoiser):
+        return
+    if "_hf_hook" in own:
+        own.pop("_hf_hook").detach_hook(denoiser)
+        own["forward"] = own.pop("_old_forward")
+    if hook is not None and isinstance(run, functools.partial):
+        own["_hf_hook"], own["_old_forward"] = hook, denoiser.forward
+        own["forward"] = functools.update_wrapper(functools.partial(run.func, denoiser), denoiser.forward)
 
 
 def _naming(denoiser: Any) -> Callable[..., AbstractContextManager[None]]:

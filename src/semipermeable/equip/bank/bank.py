@@ -15,6 +15,7 @@ from pathlib import Path
 from semipermeable.errors import AttachError, MembraneError, closest
 from semipermeable.files.bank import PackedFile, Record, record_of, scan_file, scan_folder
 from semipermeable.files.container import fail
+from semipermeable.files.loading import membrane_files
 from semipermeable.membrane import GateState, Membrane
 from semipermeable.permeability import EncodedPrompt
 from semipermeable.permeability.index import ConceptIndex
@@ -41,14 +42,14 @@ class Bank:
         self._host_bytes = host_bytes
         self._lock = threading.RLock()
         self._records: dict[str, Record] = {}
-        self._files: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._files: dict[Path, tuple[tuple[int, int], Record]] = {}
         self._read: OrderedDict[str, tuple[Membrane, int]] = OrderedDict()
         self._indices: dict[str, ConceptIndex[str]] = {}
         self._version = 0
         if self.path.is_dir():
             for file, record in scan_folder(self.path).items():
                 self._put(record)
-                self._files[file] = (_stamp(file), record.name)
+                self._files[file] = (_stamp(file), record)
         else:
             for record in PackedFile(self.path).records:
                 self._put(record)
@@ -83,6 +84,10 @@ class Bank:
         if record is None:
             raise AttachError(f"{closest(name, self.names, what='membrane')} The bank is {self.path.name!r}.")
         return record
+
+    def holds(self, record: Record) -> bool:
+        """Whether this very record is in the bank, not another of its name."""
+        return self._records.get(record.name) is record
 
     def read(self, name: str) -> Membrane:
         """Return a membrane; it is read if it is not in memory.
@@ -145,20 +150,23 @@ class Bank:
             raise MembraneError(
                 f"{self.path.name!r} is a packed file, which does not change; open another Bank instead"
             )
-        present = {file: _stamp(file) for file in sorted(self.path.glob("*.safetensors"))}
+        present = {file: _stamp(file) for file in membrane_files(self.path)}
         with self._lock:
             gone = [file for file, (stamp, _) in self._files.items() if present.get(file) != stamp]
             new = {file: scan_file(file) for file, stamp in present.items() if self._stamp_of(file) != stamp}
-            leaving = {self._files[file][1] for file in gone}
+            leaving = {self._files[file][1] for file in gone}.intersection(self._records.values())
             names = [record.name for record in new.values()]
             for file, record in new.items():
-                if names.count(record.name) > 1 or (record.name in self._records and record.name not in leaving):
+                other = self._records.get(record.name)
+                if names.count(record.name) > 1 or (other is not None and other not in leaving):
                     fail(str(file), f"erases {record.name!r}, as another membrane of the bank does; remove one")
             for file in gone:
-                self._drop(self._files.pop(file)[1])
+                del self._files[file]
+            for record in leaving:
+                self._drop(record.name)
             for file, record in new.items():
                 self._put(record)
-                self._files[file] = (present[file], record.name)
+                self._files[file] = (present[file], record)
 
     def candidates(self, prompts: Sequence[EncodedPrompt], encoder_hash: str) -> list[set[str]]:
         """Return, for every prompt, names of concepts among which are all that `Transport` opens.

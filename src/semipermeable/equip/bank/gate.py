@@ -6,13 +6,14 @@ everywhere are neither read nor moved.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from semipermeable.equip.bank.bank import Bank, usable_gate
-from semipermeable.equip.gating import UNKNOWN_TEXT, OnUnknown, RowState, checked, text_of, unknown_decision
+from semipermeable.equip.gating import UNKNOWN_TEXT, OnUnknown, RowState, checked, finite, text_of, unknown_decision
 from semipermeable.errors import AttachError, PermeabilityError
 from semipermeable.files.bank import Record
 from semipermeable.files.foreign import resolve_foreign
@@ -66,6 +67,9 @@ class BankGate:
         self._denoiser = denoiser
         self._bank = bank
         self._rule = rule
+        # By their exact classes: one of a user's own that is derived from them may open more than the index knows of.
+        self._named = rule.names if type(rule) is PerConcept else ()
+        self._indexed = type(rule.otherwise if type(rule) is PerConcept else rule) is Transport
         self._strength = strength
         self._on_unknown: OnUnknown = on_unknown
         self._trace = trace
@@ -138,7 +142,9 @@ class BankGate:
         if self._version != self._bank.version:
             self._version = self._bank.version
             self._decided.clear()
-        found = {text: self._decided[text] for text in texts if text in self._decided}
+            self._concepts = {name: kept for name, kept in self._concepts.items() if self._bank.holds(kept[0])}
+        held = ((text, self._decided.get(text)) for text in texts)
+        found = {text: decisions for text, decisions in held if decisions is not None}
         new = [text for text in dict.fromkeys(texts) if text not in found]
         if new:
             found |= self._decide(new, self._host.encode(new))
@@ -161,20 +167,20 @@ class BankGate:
         return found
 
     def _candidates(self, encoded: Sequence[EncodedPrompt]) -> Sequence[set[str]]:
-        rule = self._rule
-        if isinstance(rule, Constant) and rule.gamma == 0.0:
+        if type(self._rule) is Constant and self._rule.gamma == 0.0:
             return [set[str]() for _ in encoded]
-        constant = {name for name in rule.names if name in self._bank} if isinstance(rule, PerConcept) else set[str]()
-        indexed = rule.otherwise if isinstance(rule, PerConcept) else rule
-        if not isinstance(indexed, Transport):
+        if not self._indexed:
             return [set(self._bank.names) for _ in encoded]
+        constant = {name for name in self._named if name in self._bank}
         found = self._bank.candidates(encoded, self._host.text_encoder_hash())
         return [names | constant for names in found]
 
     def _gated(self, names: Sequence[str]) -> dict[str, GatedConcept]:
         """Return what the rule is asked about; the names of concepts asked about for the first time are encoded."""
         records = {name: self._bank.record(name) for name in names}
-        new = [name for name in names if name not in self._concepts or self._concepts[name][0] is not records[name]]
+        held = ((name, self._concepts.get(name)) for name in names)
+        found = {name: kept for name, kept in held if kept is not None and kept[0] is records[name]}
+        new = [name for name in names if name not in found]
         texts = [text for name in new for text in records[name].story.concept.names]
         encoded = [
             row for start in range(0, len(texts), _BATCH) for row in self._host.encode(texts[start : start + _BATCH])
@@ -183,11 +189,17 @@ class BankGate:
         for name in new:
             record = records[name]
             concept = record.story.concept
-            own = tuple(encoded[at : at + len(concept.names)])
+            own = tuple(map(self._kept, encoded[at : at + len(concept.names)]))
             at += len(concept.names)
             gate = usable_gate(record, self._host.text_encoder_hash()) if record.gate else None
-            self._concepts[name] = (record, GatedConcept(concept, own, self._empty, gate))
-        return {name: self._concepts[name][1] for name in names}
+            found[name] = self._concepts[name] = (record, GatedConcept(concept, own, self._empty, gate))
+        return {name: found[name][1] for name in names}
+
+    def _kept(self, name: EncodedPrompt) -> EncodedPrompt:
+        """Return what the rule reads of a name: `Transport` its tokens, which are a thousandth of its states."""
+        if not self._indexed:
+            return name
+        return replace(name, states=name.states.new_zeros(0, name.states.shape[-1]), pooled=None)
 
     def _unknown(self) -> dict[str, Decision]:
         decision = unknown_decision(self._on_unknown)
@@ -212,7 +224,7 @@ class BankGate:
         return self._resolved[membrane]
 
     def _factor(self, name: str) -> float:
-        return float(self._strength.get(name, 1.0)) if isinstance(self._strength, Mapping) else float(self._strength)
+        return float(self._strength.get(name, 1.0) if isinstance(self._strength, Mapping) else self._strength)
 
     def _check_names(self) -> None:
         factors = self._strength if isinstance(self._strength, Mapping) else {"": self._strength}
@@ -221,6 +233,5 @@ class BankGate:
         for name in named:
             if name not in self._bank:
                 raise PermeabilityError(f"{name!r} is named, but it is not in {self._bank!r}")
-        for factor in factors.values():
-            if not torch.isfinite(torch.tensor(float(factor))):
-                raise PermeabilityError(f"strength must be a finite number, found {factor}")
+        for name, factor in factors.items():
+            finite(factor, f"strength of {name!r}" if name else "strength")
