@@ -55,6 +55,16 @@ def test_a_negative_pass_without_a_name_is_decided_on_as_any_other(tokenizer):
     assert {row.prompt: row.gamma for row in guard.trace} == {PROMPTS[0]: 1.0, PROMPTS[1]: 0.0}
 
 
+def test_what_clip_alone_reads_is_read_in_every_row_of_a_batch(tokenizer):
+    """T5's rows are equal then, and they are all that tells rows apart."""
+    pipe = make_flux(tokenizer)
+    pairs = random_membrane(pipe.transformer, inside=FluxHost.site_classes, scale=0.05).pairs
+    told = {"height": 8, "width": 8, "num_inference_steps": 1, "output_type": "latent"}
+    with spm.attach(pipe, Membrane(pairs, Concept("cat"))) as guard:
+        pipe(["a photo of a cat", "a photo of a dog"], prompt_2=["in oil", "in oil"], **told)
+    assert [(row.prompt, row.gamma) for row in guard.trace] == [("a photo of a cat | in oil | a photo of a dog", 1.0)]
+
+
 def test_a_pipeline_without_t5_is_no_flux_of_ours(tokenizer):
     pipe = make_flux(tokenizer)
     pipe.register_modules(text_encoder_2=None, tokenizer_2=None)

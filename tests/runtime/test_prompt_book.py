@@ -1,6 +1,6 @@
 import torch
 
-from semipermeable.runtime import PromptBook, Role
+from semipermeable.runtime import PromptBook, Role, RowText
 
 
 def test_rows_are_recognised_by_their_bytes(generator):
@@ -71,3 +71,16 @@ def test_rows_of_different_lengths_come_as_a_list(generator):
     assert [entry.text for entry in found] == ["a cat", "a dog"]
     assert book.read(list(rows)) is found
     assert book.read([rows[1], torch.zeros(2, 3)])[1] is None
+
+
+def test_rows_of_one_call_whose_bytes_agree_have_all_their_texts(generator):
+    """One encoder's rows may be equal where another encoder read different texts."""
+    book, row = PromptBook(), torch.randn(1, 5, 3, generator=generator)
+    texts = [RowText(["a cat", "in oil"]), RowText(["a dog", "in oil"], 512), "a fox"]
+    book.write(row.expand(3, 5, 3).clone(), texts, Role.PROMPT)
+    (entry,) = book.read(row)
+    assert entry.text == RowText(["a cat", "in oil", "a dog", "a fox"], 512)
+    book.write(row, ["a fox"], Role.PROMPT)
+    assert book.read(row)[0].text == "a fox"  # another call, other rows
+    book.write(row.expand(2, 5, 3).clone(), ["a fox"] * 2, Role.PROMPT)
+    assert not isinstance(book.read(row)[0].text, RowText)

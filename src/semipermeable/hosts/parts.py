@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from semipermeable.errors import AttachError
-from semipermeable.runtime import Role, uncompiled
+from semipermeable.runtime import Role, RowText, uncompiled
 
 __all__ = [
     "CallRows",
@@ -27,35 +27,6 @@ __all__ = [
 
 TextRows: TypeAlias = Tensor | Sequence[Tensor]
 """Embeddings, one row per sample: a tensor (rows, sequence, dim), or a list of rows of different lengths."""
-
-
-class RowText(str):
-    """What a row was made from, where that is more than one text in the family's usual window.
-
-    As text it is all of them, for people to read. It equals no plain text: a decision on that one is none on this.
-
-    Args:
-        texts: at least one.
-        window: how many tokens of each the encoder took; 0: as many as usual.
-    """
-
-    texts: tuple[str, ...]
-    window: int
-
-    def __new__(cls, texts: Sequence[str], window: int = 0) -> "RowText":
-        """Make it; a str takes its text here."""
-        row = super().__new__(cls, " | ".join(texts))
-        row.texts, row.window = tuple(texts), window
-        return row
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RowText) and (self.texts, self.window) == (other.texts, other.window)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((self.texts, self.window))
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ strengths).
 from semipermeable.runtime.binding import DEVICE_BYTES, Binding
 from semipermeable.runtime.folded import require_plain
 from semipermeable.runtime.paths import Path, PathCounter, PathCounts
-from semipermeable.runtime.prompt_book import PromptBook, Role
+from semipermeable.runtime.prompt_book import PromptBook, Role, RowText
 from semipermeable.runtime.side_by_side import SHARED, SideBySide
 from semipermeable.runtime.trainable import TrainableBinding
 from semipermeable.runtime.twin import uncompiled
@@ -23,6 +23,7 @@ __all__ = [
     "PathCounts",
     "PromptBook",
     "Role",
+    "RowText",
     "SideBySide",
     "TrainableBinding",
     "gated_view",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Entry", "PromptBook", "Role"]
+__all__ = ["Entry", "PromptBook", "Role", "RowText"]
 
 
 class Role(enum.Flag):
@@ -31,6 +31,42 @@ class Entry(NamedTuple):
 
     text: str
     role: Role
+
+
+class RowText(str):
+    """What a row was made from, where that is more than one text in the family's usual window.
+
+    As text it is all of them, for people to read. It equals no plain text: a decision on that one is none on this.
+
+    Args:
+        texts: at least one.
+        window: how many tokens of each the encoder took; 0: as many as usual.
+    """
+
+    texts: tuple[str, ...]
+    window: int
+
+    def __new__(cls, texts: Sequence[str], window: int = 0) -> "RowText":
+        """Make it; a str takes its text here."""
+        row = super().__new__(cls, " | ".join(texts))
+        row.texts, row.window = tuple(texts), window
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowText) and (self.texts, self.window) == (other.texts, other.window)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.texts, self.window))
+
+    @classmethod
+    def joined(cls, rows: "Sequence[str]") -> "RowText":
+        """Return one row text that holds all texts of several, and the longest of their windows."""
+        several = [row if isinstance(row, cls) else cls([row]) for row in rows]
+        texts = dict.fromkeys(text for row in several for text in row.texts)
+        return cls(list(texts), max(row.window for row in several))
 
 
 def _fingerprints(rows: Tensor | Sequence[Tensor]) -> list[bytes]:
@@ -70,8 +106,13 @@ class PromptBook:
         repeats = len(rows) // max(len(texts), 1)
         per_row = [text for text in texts for _ in range(repeats)]
         keys = _fingerprints(rows)
+        made: dict[bytes, list[str]] = {}
+        for key, text in zip(keys, per_row, strict=True):
+            made.setdefault(key, []).append(text)
         with self._lock:
-            for key, text in zip(keys, per_row, strict=True):
+            for key, several in made.items():
+                # Bytes need not be all that the denoiser gets: FLUX.1's rows are T5's, and CLIP may have read others.
+                text = several[0] if len(set(several)) == 1 else RowText.joined(several)
                 known = self._entries.pop(key, None)
                 self._entries[key] = Entry(text, role if known is None else role | known.role)
             # Without classifier-free guidance the denoiser is given these very tensors.
