@@ -3,7 +3,8 @@
 import torch
 
 from semipermeable.concept import Concept
-from semipermeable.membrane import Membrane
+from semipermeable.membrane import GateState, Membrane
+from semipermeable.permeability import Calibration
 from semipermeable.rank1 import pair_shapes
 from semipermeable.sites import find_sites
 
@@ -26,6 +27,23 @@ def make_tiny_unet():
             attention_head_dim=4,
             norm_num_groups=8,
         ).eval()
+
+
+def transport_gate(weight, *, bias=0.0, threshold=1.0, num_examples=1):
+    """A gate of the rule "transport" as a file holds it, with a probe that was never fitted."""
+    made = Calibration(
+        weight=weight,
+        bias=bias,
+        threshold=threshold,
+        keep=(),
+        known=(),
+        encoder_hash="",
+        num_positives=num_examples,
+        num_negatives=num_examples,
+        held_out_open_rate=1.0,
+        held_out_false_open_rate=0.0,
+    )
+    return GateState("transport", *made.to_parts())
 
 
 def random_membrane(

@@ -148,7 +148,7 @@ class Reading:
     """A pipeline with several texts and a window."""
 
     def __call__(self, prompt, max_sequence_length=4):
-        raise NotImplementedError
+        """Never called: its signature tells the usual window."""
 
     def encode_prompt(
         self, prompt=None, prompt_2=None, prompt_3=None, negative_prompt=None, negative_prompt_2=None,

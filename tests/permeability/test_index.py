@@ -11,8 +11,10 @@ from permeability.fakes import DIM, encode_one, gated, state_of
 from semipermeable.concept import Concept
 from semipermeable.errors import CalibrationError, ConceptError
 from semipermeable.membrane import GateState
-from semipermeable.permeability import Calibration, Transport
+from semipermeable.permeability import Transport
 from semipermeable.permeability.index import ConceptIndex
+
+from helpers import transport_gate
 
 NAMES = [
     "cat", "cats", "cherry", "ice cream", "sunflower", "sun flower", "van gogh", "wolf", "wolves", "mouse", "mice",
@@ -39,19 +41,7 @@ def gate_for(word, slack, name="x"):
     """A probe along a word's state: it opens prompts that hold the word, or only just not."""
     weight = state_of(word) / state_of(word).norm()
     score = float(state_of(word).double() @ weight.double())
-    calibration = Calibration(
-        weight=weight,
-        bias=0.25,
-        threshold=score + 0.25 + slack,
-        keep=(),
-        known=(),
-        encoder_hash="",
-        num_positives=6,
-        num_negatives=6,
-        held_out_open_rate=1.0,
-        held_out_false_open_rate=0.0,
-    )
-    return GateState("transport", *calibration.to_parts())
+    return transport_gate(weight, bias=0.25, threshold=score + 0.25 + slack, num_examples=6)
 
 
 def concepts_of(drawn):

@@ -9,11 +9,12 @@ import torch
 import semipermeable as spm
 from semipermeable.errors import AttachError, CalibrationError, PolicyError
 from semipermeable.membrane import GateState, Provenance
-from semipermeable.permeability.calibration import Calibration
 from semipermeable.server.jobs import CallShape
 from semipermeable.server.library import Shelved
 from semipermeable.server.painter import Abandoned, Painter, Row
 from semipermeable.server.planning import Acting, Plan
+
+from helpers import transport_gate
 
 SHAPE = CallShape(2, 4.0, 64, 64)
 TOLERANCE = 2
@@ -168,31 +169,21 @@ def test_pixels_that_are_no_numbers_are_no_picture_and_leave_the_other_rows_alon
     assert difference(picture, painter.paint(rows[1:], SHAPE, never)[0]) <= TOLERANCE
 
 
-def gate_of(width):
-    made = Calibration(
-        weight=torch.zeros(width),
-        bias=0.0,
-        threshold=1.0,
-        keep=(),
-        known=(),
-        encoder_hash="",
-        num_positives=1,
-        num_negatives=1,
-        held_out_open_rate=1.0,
-        held_out_false_open_rate=0.0,
-    )
-    return GateState("transport", *made.to_parts())
-
-
 @pytest.mark.parametrize(
     ("gate", "words"),
-    [(GateState("other", {}), "kind 'other'"), (GateState("transport", {}), "version"), (gate_of(5), "width 5")],
+    [
+        (GateState("other", {}), "kind 'other'"),
+        (GateState("transport", {}), "version"),
+        (transport_gate(torch.zeros(5)), "width 5"),
+    ],
     ids=["kind", "settings", "width"],
 )
 def test_a_gate_that_cannot_decide_is_found_before_the_membrane_is_in_force(painter, membrane_of, gate, words):
     with pytest.raises(CalibrationError, match=f"cannot read its gate.*{words}"):
         painter.fit(dataclasses.replace(membrane_of("owl"), gate=gate))
-    whole = dataclasses.replace(membrane_of("owl"), gate=gate_of(painter._wordless.states.shape[-1]))
+    whole = dataclasses.replace(
+        membrane_of("owl"), gate=transport_gate(torch.zeros(painter._wordless.states.shape[-1]))
+    )
     assert painter.fit(whole) is whole
     # Of another text encoder it is not used, whatever it is.
     painter.fit(dataclasses.replace(whole, gate=gate, provenance=Provenance(text_encoder_hash="0" * 64)))

@@ -35,8 +35,8 @@ def problems(keeper):
     return {problem.file: problem for problem in keeper.state.problems}
 
 
-def concepts(keeper, tenant):
-    return [acting.shelved.concept for acting in plan_for(keeper.state, tenant, ()).acting]
+def concepts(keeper, tenant, erase=()):
+    return [acting.shelved.concept for acting in plan_for(keeper.state, tenant, erase).acting]
 
 
 def test_an_unchanged_folder_is_not_read_again(folder, keeper):
@@ -267,10 +267,9 @@ def test_hidden_temporary_and_other_files_are_not_opened(folder, policies):
 
 
 def test_a_request_adds_and_never_removes(keeper):
-    planned = lambda erase: [a.shelved.concept for a in plan_for(keeper.state, "acme", erase).acting]  # noqa: E731
-    assert planned([]) == ["cat"]
-    assert planned(["dog"]) == ["cat", "dog"]
-    assert planned(["cat", " DOG ", "dog"]) == ["cat", "dog"]
+    assert concepts(keeper, "acme", []) == ["cat"]
+    assert concepts(keeper, "acme", ["dog"]) == ["cat", "dog"]
+    assert concepts(keeper, "acme", ["cat", " DOG ", "dog"]) == ["cat", "dog"]
     added = plan_for(keeper.state, "acme", ["dog"]).acting
     assert [(a.source, a.strength) for a in added] == [("policy", 1.0), ("request", 1.0)]
 

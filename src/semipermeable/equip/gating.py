@@ -8,19 +8,21 @@ import enum
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Literal, SupportsFloat, cast
+from typing import Literal, SupportsFloat, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from semipermeable.errors import PermeabilityError, UnknownPromptError
 from semipermeable.hosts import Host
-from semipermeable.membrane import Membrane
+from semipermeable.membrane import GateState, Membrane
 from semipermeable.permeability import Decision, EncodedPrompt, GatedConcept, Permeability, Trace
 from semipermeable.runtime import Role
 from semipermeable.runtime.prompt_book import Entry
 
-__all__ = ["OnUnknown", "RowGate", "finite", "gated_concept", "strengths_for"]
+__all__ = ["OnUnknown", "RowGate", "finite", "gate_for", "gated_concept", "remembered", "strengths_for"]
+
+D = TypeVar("D")
 
 OnUnknown = Literal["open", "closed", "error"]
 
@@ -116,8 +118,7 @@ class RowGate:
         return (unknown_decision(self._on_unknown),) * len(self._membranes)
 
     def _decide(self, texts: Sequence[str]) -> dict[str, tuple[Decision, ...]]:
-        held = ((text, self._decided.get(text)) for text in texts)
-        found = {text: decisions for text, decisions in held if decisions is not None}
+        found = remembered(self._decided, texts)
         new = [text for text in dict.fromkeys(texts) if text not in found]
         if new:
             encoded = self._host.encode(new)
@@ -190,11 +191,22 @@ def gated_concept(host: Host, membrane: Membrane) -> GatedConcept:
         membrane: the membrane.
     """
     empty: EncodedPrompt = host.encode([""])[0]
-    gate = membrane.gate
+    names = tuple(host.encode(list(membrane.concept.names)))
+    return GatedConcept(membrane.concept, names, empty, gate_for(host, membrane))
+
+
+def gate_for(host: Host, membrane: Membrane) -> GateState | None:
+    """Return a membrane's stored gate, or None if it was fitted on another text encoder than the host's."""
     made_on = membrane.provenance.text_encoder_hash
-    if gate is not None and made_on and made_on != host.text_encoder_hash():
-        gate = None
-    return GatedConcept(membrane.concept, tuple(host.encode(list(membrane.concept.names))), empty, gate)
+    if membrane.gate is not None and made_on and made_on != host.text_encoder_hash():
+        return None
+    return membrane.gate
+
+
+def remembered(decided: Mapping[str, D], texts: Sequence[str]) -> dict[str, D]:
+    """Return what has been decided on some texts; one look each, since another thread may forget some meanwhile."""
+    held = ((text, decided.get(text)) for text in texts)
+    return {text: decisions for text, decisions in held if decisions is not None}
 
 
 def strengths_for(membranes: Sequence[Membrane], strength: float | Mapping[str, float]) -> list[float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from semipermeable import zoo
 from semipermeable.errors import ModelError
 from semipermeable.evaluation.results import short_hash
+from semipermeable.generation.models import local_path
 
 __all__ = ["identity_of"]
 
@@ -23,10 +24,7 @@ def identity_of(model: str) -> str:
     if model in zoo.names():
         shipped = zoo.info(model)["files"]
         return short_hash({name: entry["sha256"] for name, entry in shipped.items() if "/" in name})
-    try:
-        path = Path(model).expanduser()
-    except RuntimeError as error:
-        raise ModelError(f"there is no file or folder {model!r} ({error}); check the path") from error
+    path = local_path(model)
     if path.is_file():
         return short_hash(_digest(path))
     if path.is_dir():

@@ -93,12 +93,21 @@ def _dtype(name: str | None, device: Any, bundled: bool) -> Any:
     return known[name]
 
 
-def _finder(spec: str) -> Callable[[Any], Any]:
-    """Say how `spec` is to be loaded, before anything heavy happens."""
+def local_path(spec: str) -> Path:
+    """Return the path that a model's spec would be; whether anything is there is not asked.
+
+    Raises:
+        ModelError: if it begins with the home folder of somebody who is not there.
+    """
     try:
-        path = Path(spec).expanduser()
+        return Path(spec).expanduser()
     except RuntimeError as error:
         raise ModelError(f"there is no file or folder {spec!r} ({error}); check the path") from error
+
+
+def _finder(spec: str) -> Callable[[Any], Any]:
+    """Say how `spec` is to be loaded, before anything heavy happens."""
+    path = local_path(spec)
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{spec!r} is a pickle, and opening a pickle can run any code; convert it to .safetensors and pass that"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from semipermeable.equip import Attachment, attach
-from semipermeable.equip.gating import gated_concept
+from semipermeable.equip.gating import gate_for, gated_concept
 from semipermeable.errors import AttachError, CalibrationError, SemipermeableError
 from semipermeable.files.foreign import resolve_foreign
 from semipermeable.generation.drawing import batch_size_for
@@ -244,13 +244,10 @@ class Painter:
         return strengths
 
     def _check_gate(self, membrane: Membrane) -> None:
-        made_on = membrane.provenance.text_encoder_hash
-        if made_on and made_on != self._host.text_encoder_hash():
-            return  # `gated_concept` leaves it out
         # In a prompt without words no name is found, so the probe is asked. The names are not encoded for it: the text
         # encoder belongs to the thread that draws.
         names = (self._empty,) * len(membrane.concept.names)
-        concept = GatedConcept(membrane.concept, names, self._empty, membrane.gate)
+        concept = GatedConcept(membrane.concept, names, self._empty, gate_for(self._host, membrane))
         try:
             resolve("transport").decide([self._wordless], concept)
         except CalibrationError as error:

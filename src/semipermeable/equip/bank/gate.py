@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from semipermeable.equip.bank.bank import Bank, usable_gate
-from semipermeable.equip.gating import UNKNOWN_TEXT, OnUnknown, RowState, checked, finite, text_of, unknown_decision
+from semipermeable.equip.gating import (
+    UNKNOWN_TEXT,
+    OnUnknown,
+    RowState,
+    checked,
+    finite,
+    remembered,
+    text_of,
+    unknown_decision,
+)
 from semipermeable.errors import AttachError, PermeabilityError
 from semipermeable.files.bank import Record
 from semipermeable.files.foreign import resolve_foreign
@@ -143,8 +152,7 @@ class BankGate:
             self._version = self._bank.version
             self._decided.clear()
             self._concepts = {name: kept for name, kept in self._concepts.items() if self._bank.holds(kept[0])}
-        held = ((text, self._decided.get(text)) for text in texts)
-        found = {text: decisions for text, decisions in held if decisions is not None}
+        found = remembered(self._decided, texts)
         new = [text for text in dict.fromkeys(texts) if text not in found]
         if new:
             found |= self._decide(new, self._host.encode(new))
