@@ -145,6 +145,20 @@ def test_what_was_added_in_place_of_a_file_stays_when_the_folder_is_looked_at(pi
     assert bank.read("cat") is added
 
 
+def test_a_file_of_the_folder_that_was_added_by_hand_is_known_when_the_folder_is_looked_at(pipe, folder):
+    bank = spm.Bank(folder)
+    spm.save(make(pipe, "bird", 20), folder / "bird.safetensors")
+    bank.add(folder / "bird.safetensors")
+    bank.remove("cat")
+    bank.add(str(folder / "cat.safetensors"))
+    bank.refresh()
+    assert set(bank.names) == {*NAMES, "bird"}
+    (folder / "bird.safetensors").unlink()
+    (folder / "cat.safetensors").unlink()
+    bank.refresh()
+    assert set(bank.names) == {*NAMES} - {"cat"}
+
+
 def test_a_membrane_that_comes_with_the_package_is_added_by_its_name(pipe, folder):
     bare = draw(pipe, ["a bear"])
     with spm.attach(pipe, spm.Bank(folder)) as guard:

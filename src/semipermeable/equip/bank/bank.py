@@ -123,11 +123,18 @@ class Bank:
             AttachError: if a membrane of that name is in the bank.
             MembraneFileError: if the file is no membrane.
         """
-        record = record_of(membrane, "memory") if isinstance(membrane, Membrane) else scan_file(Path(membrane))
+        own = None
+        if isinstance(membrane, Membrane):
+            record = record_of(membrane, "memory")
+        else:
+            record = scan_file(Path(membrane))
+            own = self._own(Path(membrane))
         with self._lock:
             if record.name in self._records:
                 raise AttachError(f"two membranes erase {record.name!r}; remove one, or rename a concept")
             self._put(record)
+            if own is not None:
+                self._files[own] = (_stamp(own), record)
 
     def remove(self, name: str) -> None:
         """Take a membrane out; it acts on no prompt from the next one on. Nothing is deleted on disk.
@@ -182,6 +189,11 @@ class Bank:
                     index.add(name, record.story.concept, usable_gate(record, encoder_hash))
                 self._indices[encoder_hash] = index
             return self._indices[encoder_hash].candidates(prompts)
+
+    def _own(self, file: Path) -> Path | None:
+        """Return a file as `refresh` will meet it; None if it lies elsewhere."""
+        inside = file.suffix == ".safetensors" and file.resolve().parent == self.path.resolve()
+        return self.path / file.name if inside else None
 
     def _stamp_of(self, file: Path) -> tuple[int, int] | None:
         known = self._files.get(file)
