@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from semipermeable.errors import DivergenceError, UnknownNameError
@@ -95,7 +96,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> No
     budget = Budget(steps=4, batch=3, rate=1e-3, warmup=2, save_every=2)
     ends: list[dict[str, Tensor]] = []
     for stops in ((None,), (2, None)):
-        checkpoint = tmp_path / f"{len(stops)}.ckpt"
+        checkpoint = tmp_path / f"{len(stops)}.checkpoint.safetensors"
         for stop in stops:
             torch.manual_seed(5)
             denoiser = new_denoiser((16, 16, 16), width=16)
@@ -103,7 +104,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> No
                 denoiser, book, tiny_lesson(book), budget, seed=3, checkpoint=checkpoint, progress=False, stop_at=stop
             )
         ends.append({k: v.clone() for k, v in denoiser.state_dict().items()})
-        assert not list(tmp_path.glob("*.partial"))
+        assert {"generator", "torch"} < set(load_file(checkpoint))
+        assert not set(tmp_path.iterdir()) - set(tmp_path.glob("?.checkpoint.safetensors"))
     for key, value in ends[0].items():
         assert torch.equal(value, ends[1][key]), key
         assert torch.isfinite(value).all()

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from semipermeable import zoo
 from semipermeable.errors import ConfigError
+from semipermeable.files.atomic import write_atomically
+from semipermeable.files.loading import CHECKPOINT
 from semipermeable.zoo.recipe.autoencoder import (
     encode_pictures,
     new_autoencoder,
@@ -113,7 +115,7 @@ class _Site:
         )
         if path.is_file() and path.read_text(encoding="utf-8") != content:
             raise ConfigError(f"{self.work} holds a run of another plan; choose another --work, or delete it")
-        path.write_text(content, encoding="utf-8")
+        write_atomically(path, content.encode())
 
     def drawings(self) -> Drawings:
         """Return all rendered drawings."""
@@ -153,7 +155,7 @@ class _Site:
                 pixels,
                 self.plan.autoencoder,
                 seed=self.plan.seed,
-                checkpoint=self.work / "vae.ckpt",
+                checkpoint=self.work / f"vae{CHECKPOINT}",
                 progress=self.progress,
             )
             normalise_latents(model, pixels[::5])
@@ -174,7 +176,7 @@ class _Site:
                 start=None if self.start is None else self.start.text_encoder,
                 known_styles=self.start_styles,
                 seed=self.plan.seed,
-                checkpoint=self.work / "text.ckpt",
+                checkpoint=self.work / f"text{CHECKPOINT}",
                 progress=self.progress,
             )
             _save_whole(encoder, folder)
@@ -215,7 +217,7 @@ class _Site:
                 lesson,
                 self.plan.denoiser,
                 seed=self.plan.seed,
-                checkpoint=self.work / "denoiser.ckpt",
+                checkpoint=self.work / f"denoiser{CHECKPOINT}",
                 progress=self.progress,
             )
             _save_whole(model, folder)
@@ -234,7 +236,7 @@ class _Site:
                 network.load_state_dict(load_file(path))
                 continue
             lessons = self.judged()[0]
-            checkpoint = path.with_suffix(".ckpt")
+            checkpoint = path.with_name(path.stem + CHECKPOINT)
             if network is judge:
                 train_judge(
                     judge,
@@ -255,7 +257,7 @@ class _Site:
                     checkpoint=checkpoint,
                     progress=self.progress,
                 )
-            save_file(network.state_dict(), path)
+            write_atomically(path, save(network.state_dict()))
         return judge.eval(), clip.eval()
 
     def bundle(self, out: Path) -> Path:

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from semipermeable.errors import DivergenceError
+from semipermeable.files.atomic import write_atomically
 
 __all__ = ["Budget", "train"]
 
@@ -134,27 +136,38 @@ def _store(
     generator: torch.Generator,
     step: int,
 ) -> None:
-    partial = path.with_name(path.name + ".partial")
-    content = {
-        "step": step,
-        "module": module.state_dict(),
-        "average": average,
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    torch.save(content, partial)
-    partial.replace(path)
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"average.{index}": mean for index, mean in enumerate(average)}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
+    tensors |= {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+    # Clones: weights may be tied or lie in another memory format, which the format refuses.
+    content = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    write_atomically(path, save(content, {"step": str(step)}))
 
 
 def _restore(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], generator: torch.Generator
 ) -> int:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    module.load_state_dict(content["module"])
-    optimizer.load_state_dict(content["optimizer"])
-    for mean, stored in zip(average, content["average"], strict=True):
-        mean.copy_(stored)
-    generator.set_state(content["generator"])
-    torch.set_rng_state(content["torch"])
-    return int(content["step"])
+    parts: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "optimizer": {}}
+    with safe_open(path, "pt") as stream:
+        step = int(stream.metadata()["step"])
+        for name in stream.keys():  # noqa: SIM118
+            part, _, rest = name.partition(".")
+            if rest:
+                parts[part][rest] = stream.get_tensor(name)
+        generator.set_state(stream.get_tensor("generator"))
+        torch.set_rng_state(stream.get_tensor("torch"))
+    module.load_state_dict(parts["module"])
+    for index, mean in enumerate(average):
+        mean.copy_(parts["average"][str(index)])
+    weights: list[Tensor] = optimizer.param_groups[0]["params"]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, moment in parts["optimizer"].items():
+        number, _, key = name.partition(".")
+        weight = weights[int(number)]
+        # In the weight's own memory format: the fused step rounds otherwise in another one.
+        laid = torch.empty_like(weight).copy_(moment) if moment.shape == weight.shape else moment
+        moments.setdefault(int(number), {})[key] = laid
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return step
