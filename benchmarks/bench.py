@@ -5,6 +5,7 @@
     python benchmarks/bench.py --tables main --workers 2
     python benchmarks/bench.py --benchmarks emoji-styles --erasers uce rece   # two rows of one benchmark
     python benchmarks/bench.py --list               # what has no result yet, in the order in which it would be run
+    python benchmarks/bench.py --hours              # what the results that are there took
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
 and trained artefacts to `out/bench`. Membranes that took an hour to train are kept in `results/artefacts` with their
@@ -12,8 +13,10 @@ recipes, and are taken from there.
 """
 
 import argparse
+import json
 import shutil
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
@@ -30,6 +33,7 @@ def main():
     parser.add_argument("--benchmarks", nargs="*", default=[], help="names of benchmarks; none is all")
     parser.add_argument("--erasers", nargs="*", default=[], help="spec strings of erasers; none is all")
     parser.add_argument("--list", action="store_true", help="say what has no result yet, and run nothing")
+    parser.add_argument("--hours", action="store_true", help="say how long the committed results took, and run nothing")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--experiments", type=Path, default=HOME / "experiments")
     parser.add_argument("--results", type=Path, default=HOME / "results")
@@ -42,7 +46,9 @@ def main():
     ]
     chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
     try:
-        if arguments.list:
+        if arguments.hours:
+            show_hours(arguments.results, tables)
+        elif arguments.list:
             show_unfinished(folders, **chosen)
         else:
             run_unfinished(folders, arguments.workers, **chosen)
@@ -56,6 +62,23 @@ def show_unfinished(folders, **chosen):
     for one in waiting:
         print(f"{one.table}/{one.benchmark}  {one.eraser}")
     print(f"{len(waiting)} without a result", file=sys.stderr)
+
+
+def show_hours(results, tables):
+    """Print hours of one core for drawing and for training, a line for each table; a training of two tables once."""
+    trained, total = set(), defaultdict(float)
+    for table in tables:
+        for path in sorted((results / table).glob("*/*/result.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            costs = result["costs"]
+            total[table, "drawing"] += costs["pictures"] * costs["busy_seconds_per_picture"]
+            for erasure in result["erasures"].values():
+                made = json.dumps({key: value for key, value in erasure.items() if key not in ("eraser", "rule")})
+                total[table, "training"] += 0 if made in trained else costs["prepare_seconds"]
+                trained.add(made)
+    for table in tables:
+        print(*(f"{what} {total[table, what] / 3600:6.1f} h" for what in ("drawing", "training")), table, sep="   ")
+    print(f"{sum(total.values()) / 7200:.1f} h with --workers 2 on two cores")
 
 
 def run_unfinished(folders, workers, **chosen):
