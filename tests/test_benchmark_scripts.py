@@ -11,13 +11,17 @@ import pytest
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def tuning():
-    """The module that searches settings of rivals."""
-    spec = importlib.util.spec_from_file_location("tune_rivals", SCRIPTS / "tune_rivals.py")
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    """The module that searches settings of rivals."""
+    return module_of("tune_rivals")
 
 
 def candidate(spec, pictures, harmonic):
@@ -55,3 +59,23 @@ def test_cells_made_in_another_way_do_not_get_a_new_header(tmp_path):
     assert "had another num_target" in found.stderr
     assert "--fresh" in found.stderr
     assert json.loads(out.read_text(encoding="utf-8")) == {"num_target": 96, "cells": {"church": {}}}
+
+
+def test_a_training_of_several_results_counts_once_among_their_hours(tmp_path, capsys):
+    def write(table, row, concept, eraser, rule):
+        erasure = {"eraser": eraser, "rule": rule, "concepts": [concept], "num_steps": 24}
+        costs = {"pictures": 720, "busy_seconds_per_picture": 0.5, "prepare_seconds": 1800.0}
+        path = tmp_path / table / "emoji-objects@2" / row / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"costs": costs, "erasures": {concept: erasure}}), encoding="utf-8")
+
+    write("few", "spm", "horse", "spm", "transport")
+    write("main", "spm-open", "horse", "spm-open", "open")
+    write("main", "spm", "rose", "spm", "transport")
+    module_of("bench").show_hours(tmp_path, ["few", "main"])
+    few, main, total = capsys.readouterr().out.splitlines()
+    assert (few.split(), main.split()) == (
+        ["drawing", "0.1", "h", "training", "0.5", "h", "few"],
+        ["drawing", "0.2", "h", "training", "0.5", "h", "main"],
+    )
+    assert total.startswith("0.7 h")
