@@ -11,6 +11,7 @@ from semipermeable.errors import ConfigError, DivergenceError, UnknownNameError
 from semipermeable.evaluation.erasers import eraser
 from semipermeable.evaluation.erasers.concept_ablation import AblationSettings, ConceptAblation
 from semipermeable.evaluation.erasers.esd import Esd, EsdSettings
+from semipermeable.evaluation.erasers.finetuning import Tuning
 from semipermeable.evaluation.erasers.spm_reference import cross_summed
 from semipermeable.evaluation.erasers.weights import swapped
 from semipermeable.files import save
@@ -72,6 +73,16 @@ def test_concept_ablation_learns_the_anchor(pipe, concept, prompts, spec):
     anchor = spec.caption(concept.surrogate, spec.styles[0])
     before, after = errors(pipe, erasure, prompts[0], lambda p: p(anchor))
     assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("name", ["esd-x", "esd-u", "concept-ablation"])
+def test_several_concepts_are_trained_for_as_many_steps_as_alone(pipe, concept, style, name, monkeypatch):
+    losses, step = [], Tuning.step
+    monkeypatch.setattr(Tuning, "step", lambda tuning, loss: (losses.append(loss.item()), step(tuning, loss)))
+    quick(name).prepare(pipe, [concept], seed=0)
+    alone = len(losses)
+    quick(name).prepare(pipe, [concept, style], seed=0)
+    assert (alone, len(losses) - alone) == (2, 4)
 
 
 def test_divergence_is_an_error_and_leaves_the_pipeline(pipe, concept):

@@ -6,7 +6,8 @@ of the paper), with c the caption with the anchor, c* the same with the concept,
     ‖ε_θ(x_t, c*) − sg ε_θ(x_t, c)‖² + λ ‖ε_θ(x_t, c) − ε‖²
 
 The second term, the usual diffusion loss on the anchor's pictures, keeps the anchor itself. The anchor is the concept's
-surrogate; cross-attention keys and values are trained.
+surrogate; cross-attention keys and values are trained. Several concepts share one training, of as many steps and
+pictures as they would have alone.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class AblationSettings:
     """How concept ablation is trained."""
 
     num_steps: int = 100
-    """Optimiser steps."""
+    """Optimiser steps, for each concept."""
     batch_size: int = 8
     """Pairs of captions in one step."""
     learning_rate: float = 1.6e-5
@@ -52,7 +53,7 @@ class AblationSettings:
     anchor_weight: float = 1.0
     """λ."""
     num_pictures: int = 200
-    """Pictures of captions with the anchor, drawn before training."""
+    """Pictures of captions with the anchor, drawn before training, for each concept."""
     sampling_steps: int = 50
     """Denoising steps of each."""
     sampling_guidance: float = 6.0
@@ -83,7 +84,8 @@ class ConceptAblation:
         host, settings = host_for(pipe), self.settings
         targets = [text for subject in subjects for text in subject.captions.targets]
         anchors = [text for subject in subjects for text in subject.captions.surrogates]
-        which = torch.randint(len(anchors), (settings.num_pictures,), generator=generator_for(seed, 9))
+        num_pictures = settings.num_pictures * len(subjects)
+        which = torch.randint(len(anchors), (num_pictures,), generator=generator_for(seed, 9))
         pictures = _pictures(pipe, [anchors[index] for index in which.tolist()], settings, seed)
         of_targets, of_anchors = host.condition(targets), host.condition(anchors)
         times = int(pipe.scheduler.config.num_train_timesteps)
@@ -106,7 +108,7 @@ class ConceptAblation:
             pipe,
             lambda name: name.endswith(_TRAINED),
             loss_of,
-            num_steps=settings.num_steps,
+            num_steps=settings.num_steps * len(subjects),
             learning_rate=settings.learning_rate,
             seed=seed,
             title=self.name,

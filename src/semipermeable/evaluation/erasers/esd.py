@@ -5,7 +5,8 @@ The trained model ε_θ learns, at latents x_t that it partly denoised itself un
     ε_θ(x_t, c) ← ε(x_t, ∅) − η (ε(x_t, c) − ε(x_t, ∅))
 
 where ε is the base model. ESD-x trains the cross-attention layers, for what is bound to a name; ESD-u all the others,
-for what may come unasked. Names and aliases are drawn at random, one a step.
+for what may come unasked. Names and aliases are drawn at random, one a step; several concepts share one training, of
+as many steps as they would have alone.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class EsdSettings:
     negative_guidance: float = 1.0
     """η."""
     num_steps: int = 1000
-    """Optimiser steps."""
+    """Optimiser steps, of each concept."""
     learning_rate: float = 1e-5
     """Of Adam."""
     sampling_steps: int = 50
@@ -108,7 +109,7 @@ class Esd:
             pipe,
             self._trains,
             loss_of,
-            num_steps=settings.num_steps,
+            num_steps=settings.num_steps * len(subjects),
             learning_rate=settings.learning_rate,
             seed=seed,
             title=self.name,
