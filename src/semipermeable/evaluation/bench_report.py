@@ -222,8 +222,9 @@ def _table(title: str, base: Entry, entries: Sequence[Entry], names: Sequence[st
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
+    """Return the value to mark; None where there is none, or where all erasers have the same."""
     finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    if not finite or (len(finite) > 1 and min(finite) == max(finite)):
         return None
     return max(finite) if figure_of(name).better == "high" else min(finite)
 

@@ -99,6 +99,7 @@ def test_best_is_bold_within_its_group_and_the_base_model_takes_no_part(results)
     assert bold["H"]
     assert bold["IRA"]
     assert not bold["UA"]  # white erases everything
+    assert not bold["identical"]  # both leave nothing as it was
 
 
 def test_report_and_result_agree(results):
