@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from semipermeable.files.atomic import write_atomically
 __all__ = ["Budget", "train"]
 
 Loss = Callable[[torch.Generator], Tensor]
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,35 +139,31 @@ def _store(
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"average.{index}": mean for index, mean in enumerate(average)}
     for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
-    tensors |= {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+        tensors |= {f"optimizer.{index}.{key}": moments[key] for key in _MOMENTS}
+    tensors |= {"step": torch.tensor(step), "generator": generator.get_state(), "torch": torch.get_rng_state()}
     # Clones: weights may be tied or lie in another memory format, which the format refuses.
-    content = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    write_atomically(path, save(content, {"step": str(step)}))
+    write_atomically(
+        path, save({name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()})
+    )
 
 
 def _restore(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], generator: torch.Generator
 ) -> int:
-    parts: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "optimizer": {}}
-    with safe_open(path, "pt") as stream:
-        step = int(stream.metadata()["step"])
-        for name in stream.keys():  # noqa: SIM118
-            part, _, rest = name.partition(".")
-            if rest:
-                parts[part][rest] = stream.get_tensor(name)
-        generator.set_state(stream.get_tensor("generator"))
-        torch.set_rng_state(stream.get_tensor("torch"))
-    module.load_state_dict(parts["module"])
-    for index, mean in enumerate(average):
-        mean.copy_(parts["average"][str(index)])
+    content = load_file(path)
+    module.load_state_dict(
+        {name.removeprefix("module."): t for name, t in content.items() if name.startswith("module.")}
+    )
     weights: list[Tensor] = optimizer.param_groups[0]["params"]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, moment in parts["optimizer"].items():
-        number, _, key = name.partition(".")
-        weight = weights[int(number)]
-        # In the weight's own memory format: the fused step rounds otherwise in another one.
-        laid = torch.empty_like(weight).copy_(moment) if moment.shape == weight.shape else moment
-        moments.setdefault(int(number), {})[key] = laid
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
+    for index, (weight, mean) in enumerate(zip(weights, average, strict=True)):
+        mean.copy_(content[f"average.{index}"])
+        moments = {key: content[name] for key in _MOMENTS if (name := f"optimizer.{index}.{key}") in content}
+        if moments:  # none where a weight has had no gradient
+            # In the weight's own memory format: the fused step rounds otherwise in another one.
+            optimizer.state[weight] = {
+                key: moment if key == "step" else torch.empty_like(weight).copy_(moment)
+                for key, moment in moments.items()
+            }
+    generator.set_state(content["generator"])
+    torch.set_rng_state(content["torch"])
+    return int(content["step"])
