@@ -62,10 +62,9 @@ def planned():
     cheap, better = [*CHEAP, *tuned(CHEAP)], list(once(CHEAP))
     for name in ("emoji-objects", "emoji-styles"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *tuned(TRAINED)])
-    for name in ("emoji-neighbours", "emoji-wordings"):
+    for name in ("emoji-neighbours", "emoji-wordings", "emoji-memorised"):
         yield from ((name, "main", spec, 3, ()) for spec in [*better, *tuned(TRAINED)])
-    for name in ("emoji-many", "emoji-memorised"):
-        yield from ((name, "main", spec, 3, ()) for spec in better)
+    yield from (("emoji-many", "main", spec, 3, ()) for spec in better)
     few = ["noop", "spm", "spm-open", *tuned(["uce", *TRAINED])]
     yield from (("emoji-many", "few", spec, 3, ("1-at-once", "5-at-once")) for spec in few)
     yield from (("emoji-objects", "ablation", spec, 2, ("horse", "apple", "car")) for spec in ABLATIONS)
