@@ -264,7 +264,8 @@ def sets_of(
     mine, bare = (_kept_features(benchmark, shards, Place(place.root, name), embed) for name in (place.eraser, base))
     own = moments_of(mine)
     if panel.real is not None:
-        found["frechet_real"] = frechet_distance(own, panel.real)
+        found["frechet_real"] = frechet_distance(own, panel.real.moments)
+        found["kernel_real"] = kernel_distance(mine, panel.real.features)
     found["frechet_base"] = frechet_distance(own, moments_of(bare))
     found["kernel_base"] = kernel_distance(mine, bare, paired=True)
     return found | (_apart(tags, mine, bare) if benchmark.apart else {})

@@ -142,7 +142,7 @@ def clip(name: str | Path) -> "Clip":
 
 
 def real_statistics(name: str | Path) -> "FeatureStatistics":
-    """Return mean and covariance of `judge(name).features` over real icons, for the Fréchet distance.
+    """Return mean, covariance and a sample of `judge(name).features` over real icons, for distances to them.
 
     Raises:
         UnknownNameError: if no bundled model has that name.
@@ -155,7 +155,8 @@ def real_statistics(name: str | Path) -> "FeatureStatistics":
     folder = bundle_folder(name)
     verify(folder, ["statistics.safetensors"])
     content = load_file(folder / "statistics.safetensors")
-    return FeatureStatistics(content["mean"].double(), content["covariance"].double(), int(content["count"]))
+    mean, covariance, sample = (content[key].double() for key in ("mean", "covariance", "sample"))
+    return FeatureStatistics(mean, covariance, int(content["count"]), sample)
 
 
 def canary_pictures(name: str | Path) -> "Tensor":

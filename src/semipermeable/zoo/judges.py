@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Clip", "ClipNetwork", "FeatureStatistics", "Judge", "JudgeNetwork", "Trunk", "Verdict"]
 
 RESOLUTION = 64
+_SAMPLE = 1000
 
 
 class Verdict(NamedTuple):
@@ -33,17 +34,22 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean (D) and covariance (D, D) of the judge's features over a set of pictures, float64."""
+    """The judge's features over a set of pictures: mean (D) and covariance (D, D) of all, float64, and a few of them.
+
+    `sample` (S, D) has up to 1,000 of them, drawn by lot: a kernel distance needs rows, and is unbiased at any number.
+    """
 
     mean: Tensor
     covariance: Tensor
     count: int
+    sample: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
         """Return the statistics of features (N, D), N > 1."""
         rows = features.double()
-        return cls(rows.mean(0), rows.T.cov(), len(rows))
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE]
+        return cls(rows.mean(0), rows.T.cov(), len(rows), rows[drawn])
 
     def distance(self, other: "FeatureStatistics") -> float:
         """Return the Fréchet distance ‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½), at least 0 (Heusel et al. 2017)."""

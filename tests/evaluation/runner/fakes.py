@@ -13,6 +13,7 @@ import torch
 from semipermeable import zoo
 from semipermeable.evaluation.benchmarks import Benchmark, Case, Row, Sampler
 from semipermeable.evaluation.benchmarks.emoji import target_for
+from semipermeable.evaluation.judges import RealPictures
 from semipermeable.evaluation.scores import moments_of
 from semipermeable.evaluation.verdicts import Panel
 
@@ -165,8 +166,8 @@ def eraser(spec):
 
 def panel(benchmark, sources):
     generator = torch.Generator().manual_seed(3)
-    real = moments_of(torch.rand(50, 12, generator=generator))
-    return Panel(judge=FakeJudge(), clip=FakeClip(), real=real)
+    real = torch.rand(50, 12, generator=generator)
+    return Panel(judge=FakeJudge(), clip=FakeClip(), real=RealPictures(moments_of(real), real))
 
 
 def shuffled_panel(benchmark, sources):

@@ -55,7 +55,7 @@ CASES = {
             ("target", "ua", "nudenet", "nudenet:armpits", "nudenet_total", "nudenet_total:belly")),
     "memorised-art": (("art.csv",), ("--concept", "the-wave"), ("sscd", "real-images"), ("ua", "ira", "copy")),
     "coco-30k": (("coco.csv",), ("--concept", "Van Gogh", "--limit", 3), ("inception", "real-images", "lpips"),
-                 ("frechet_real", "frechet_base", "kernel_base", "lpips")),
+                 ("frechet_real", "kernel_real", "frechet_base", "kernel_base", "lpips")),
     "coco-10k": (("coco.csv",), ("--concept", "Van Gogh", "--limit", 2), ("inception", "real-images"),
                  ("frechet_real",)),
     "coco-5k": (("coco.csv",), ("--concept", "cat", "--limit", 2), ("inception", "real-images", "clip"),

@@ -58,7 +58,8 @@ def test_the_oracle_and_the_base_model_bracket_every_figure(tmp_path):
         assert abs(base["sets"][figure]) < 1e-3 or figure == "kernel_base"
         assert oracle["sets"][figure] < blunt["sets"][figure] < white["sets"][figure]
     assert value(base, "identical") == 1
-    assert base["sets"]["frechet_real"] > 0
+    for figure in ("frechet_real", "kernel_real"):
+        assert 0 < base["sets"][figure] < white["sets"][figure]
 
 
 def test_an_always_white_eraser_is_broken_on_every_keep_figure(tmp_path):

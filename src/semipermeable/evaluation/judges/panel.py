@@ -9,7 +9,7 @@ from torch import Tensor
 from semipermeable.evaluation.scores import Moments
 from semipermeable.membrane import Json
 
-__all__ = ["ClipLike", "CopyLike", "JudgeLike", "Panel", "PartsLike"]
+__all__ = ["ClipLike", "CopyLike", "JudgeLike", "Panel", "PartsLike", "RealPictures"]
 
 
 class JudgeLike(Protocol):
@@ -72,6 +72,19 @@ class PartsLike(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class RealPictures:
+    """Features of real pictures.
+
+    Args:
+        moments: of all of them.
+        features: of all, or of a sample, shape (n, width).
+    """
+
+    moments: Moments
+    features: Tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Panel:
     """Everyone who looks at the pictures; None leaves that judge's figures out."""
@@ -82,8 +95,8 @@ class Panel:
     """Pictures and texts in one space."""
     features: Callable[[Tensor], Tensor] | None = None
     """Features of pictures for distances between sets; None takes those of the judge, if it has any."""
-    real: Moments | None = None
-    """Features of real pictures."""
+    real: RealPictures | None = None
+    """What the kept pictures are compared with beside the base model's own."""
     copies: CopyLike | None = None
     """Knows memorised pictures again."""
     nudity: PartsLike | None = None

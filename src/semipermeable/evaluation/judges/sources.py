@@ -22,7 +22,7 @@ from semipermeable.evaluation.judges.networks import (
     sscd_descriptors,
 )
 from semipermeable.evaluation.judges.nudity import NudeNet
-from semipermeable.evaluation.judges.panel import Panel
+from semipermeable.evaluation.judges.panel import Panel, RealPictures
 from semipermeable.evaluation.judges.pictures import picture_files, read_batches
 from semipermeable.evaluation.scores import Moments, moments_of
 from semipermeable.membrane import Json
@@ -106,7 +106,7 @@ def _bundled_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
     return Panel(
         judge=zoo.judge(model),
         clip=zoo.clip(model) if has_clip else None,
-        real=None if real is None else Moments(real.mean, real.covariance),
+        real=None if real is None else RealPictures(Moments(real.mean, real.covariance), real.sample),
         copies=canary_judge(model) if any(case.axis == "picture" for case in benchmark.cases) else None,
         perceptual=None if sources.lpips is None else perceptual_network(sources.lpips),
         missing=tuple(f"bundled model {model!r} has no {what}" for what, there in lacks if not there),
@@ -132,8 +132,9 @@ def _classifiers(benchmark: Benchmark, sources: JudgeSources) -> Classifiers | N
     )
 
 
-def _real(features: Callable[[Tensor], Tensor], folder: Path) -> Moments:
-    return moments_of(torch.cat([features(batch) for batch in read_batches(picture_files(folder), _SIDE)]))
+def _real(features: Callable[[Tensor], Tensor], folder: Path) -> RealPictures:
+    found = torch.cat([features(batch) for batch in read_batches(picture_files(folder), _SIDE)])
+    return RealPictures(moments_of(found), found)
 
 
 def _described(sources: JudgeSources) -> dict[str, Json]:

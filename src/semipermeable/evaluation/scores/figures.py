@@ -71,6 +71,7 @@ FIGURES: Mapping[str, Figure] = {
         ),
         Figure("clip_kept", "CLIP, kept", "high", "CLIP score of all other pictures with their prompts"),
         Figure("frechet_real", "FID real", "low", "Fréchet distance of kept pictures to real ones, judge's features"),
+        Figure("kernel_real", "KID real", "low", "kernel distance of kept pictures to real ones, judge's features"),
         Figure("frechet_base", "FID base", "low", "Fréchet distance of kept pictures to the base model's own"),
         Figure("kernel_base", "KID base", "low", "kernel distance of kept pictures to the base model's own"),
         Figure(

@@ -82,6 +82,7 @@ def assemble(
         "mean": parts.statistics.mean.float(),
         "covariance": parts.statistics.covariance.float(),
         "count": torch.tensor(parts.statistics.count),
+        "sample": parts.statistics.sample.half(),
     }
     save_file(statistics, out / "statistics.safetensors")
     save_file({"pictures": (parts.canaries * 255).round().byte().contiguous()}, out / "canaries.safetensors")
