@@ -57,12 +57,16 @@ def evaluate_command(
     style_classifier: Annotated[
         str, typer.Option("--style-classifier", help="Image classifier of styles: hub id or folder.")
     ] = "",
-    inception: Annotated[Path | None, typer.Option("--inception", help="TorchScript of Inception, for FID.")] = None,
+    inception: Annotated[
+        str, typer.Option("--inception", help="TorchScript of Inception, for FID: file, or OWNER/REPO/FILE of the hub.")
+    ] = "",
     real_images: Annotated[
         Path | None, typer.Option("--real-images", help="Folder of real pictures, or of the memorised ones.")
     ] = None,
-    sscd: Annotated[Path | None, typer.Option("--sscd", help="TorchScript of SSCD.")] = None,
-    lpips: Annotated[Path | None, typer.Option("--lpips", help="TorchScript of LPIPS, for any benchmark.")] = None,
+    sscd: Annotated[str, typer.Option("--sscd", help="TorchScript of SSCD: file, or OWNER/REPO/FILE of the hub.")] = "",
+    lpips: Annotated[
+        str, typer.Option("--lpips", help="LPIPS, for any benchmark: alex, vgg or squeeze; or its TorchScript.")
+    ] = "",
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
     train_seed: Annotated[int, typer.Option("--train-seed", help="Of all training.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")] = "cpu",

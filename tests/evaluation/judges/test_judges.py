@@ -4,6 +4,7 @@ import io
 import sys
 import warnings
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from semipermeable.evaluation.judges.networks import (
     ImageClassifier,
     inception_features,
     perceptual_network,
+    script_file,
     sscd_descriptors,
 )
 from semipermeable.evaluation.judges.nudity import EXPOSED, NudeNet
@@ -80,9 +82,46 @@ def test_scripts_are_called_as_the_published_ones(scripts, pictures):
     expected = torch.nn.functional.adaptive_avg_pool2d((pictures * 255).round() / 255, 2).flatten(1)
     torch.testing.assert_close(features, expected)
     assert sscd_descriptors(scripts["sscd"])(pictures).shape == (3, 48)
-    apart = perceptual_network(scripts["lpips"])(pictures, pictures.flip(0))
+    apart = perceptual_network(str(scripts["lpips"]))(pictures, pictures.flip(0))
     assert apart.shape == (3,)
     assert float(apart[1]) == 0 < float(apart[0])
+
+
+def test_lpips_of_its_authors_package(monkeypatch, tmp_path, pictures):
+    pytest.importorskip("lpips")
+    models = pytest.importorskip("torchvision.models")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    weights = models.squeezenet1_1(weights=None).state_dict()  # random, in the place and form of the published ones
+    torch.save(weights, tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    pictures = torch.nn.functional.interpolate(pictures, (64, 64)) * 2 - 1
+    apart = perceptual_network("squeeze")(pictures, pictures.flip(0))
+    assert apart.shape == (3,)
+    assert float(apart[1]) == 0 < float(apart[0])
+
+
+def test_lpips_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ConfigError, match=r"pip install 'semipermeable\[lpips\]', or pass a traced file"):
+        perceptual_network("alex")
+
+
+def test_a_script_of_the_hub_is_taken_from_its_cache(monkeypatch, scripts, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--judges"
+    kept = repository / "snapshots" / "0" / "fid" / "inception.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(scripts["inception"].read_bytes())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0", encoding="utf-8")
+    assert script_file("someone/judges/fid/inception.pt") == kept
+    fetched = JudgeSources(
+        inception="someone/judges/fid/inception.pt", sscd=str(scripts["sscd"]), lpips="vgg"
+    ).fetched()
+    assert fetched == JudgeSources(inception=str(kept), sscd=str(scripts["sscd"]), lpips="vgg")
+    with pytest.raises(ConfigError, match=r"the hub cannot give 'sscd.pt' of someone/judges; check the path"):
+        script_file("someone/judges/sscd.pt")
 
 
 def test_copies_of_files(scripts, tmp_path):

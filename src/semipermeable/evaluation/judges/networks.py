@@ -7,8 +7,11 @@ TorchScript, unlike a pickle, runs no Python when it is opened. Three kinds of f
 - SSCD in the form that Meta published (`sscd_disc_mixup.torchscript.pt`): called with pictures of 288 pixels a side,
   normalised with ImageNet's mean and deviation; returns descriptors (rows, width);
 - LPIPS, traced: called with two batches in [−1, 1]; returns one distance for each pair.
+
+LPIPS also comes from its authors' package `lpips`, which brings torchvision and is therefore an extra of its own.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +23,20 @@ from torch.nn import functional
 from semipermeable.errors import ConfigError, UnknownNameError, closest
 
 __all__ = [
+    "LPIPS_BACKBONES",
     "SSCD_SIDE",
     "Classifiers",
     "HubClip",
     "ImageClassifier",
     "inception_features",
     "perceptual_network",
+    "script_file",
     "sscd_descriptors",
 ]
 
 SSCD_SIDE = 288
+LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
+"""Names under which the package `lpips` has its networks."""
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -168,6 +175,27 @@ class Classifiers:
         return of_objects, nothing if self._of_styles is None else self._of_styles(images)
 
 
+def script_file(source: str) -> Path:
+    """Return a local file: the path given, or what `OWNER/REPO/FILE` names on the hub, fetched unless it is cached.
+
+    Raises:
+        ConfigError: if there is no such file here, and the hub has none or cannot be asked.
+    """
+    owner, repo, file = [*source.split("/", 2), "", ""][:3]
+    if Path(source).exists() or not (owner.strip(".~") and repo and file):
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"there is no file {source!r} here, and the hub cannot give {file!r} of {owner}/{repo}; check the path, or "
+            "name and network"
+        ) from error
+
+
 def _script(path: Path, what: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r} for {what}; check the path")
@@ -177,10 +205,10 @@ def _script(path: Path, what: str) -> Any:
         raise ConfigError(f"{str(path)!r} is no TorchScript file, which {what} needs; get it again") from error
 
 
-def _checked(found: Any, rows: int, path: Path, what: str) -> Tensor:
+def _checked(found: Any, rows: int, source: Path | str, what: str) -> Tensor:
     if not isinstance(found, Tensor) or len(found) != rows or found.ndim > 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ConfigError(f"{str(path)!r} gave {shape} for {rows} pictures; {what} gives one row for each")
+        raise ConfigError(f"{str(source)!r} gave {shape} for {rows} pictures; {what} gives one row for each")
     return found
 
 
@@ -218,16 +246,33 @@ def sscd_descriptors(path: Path) -> Callable[[Tensor], Tensor]:
     return descriptors
 
 
-def perceptual_network(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return LPIPS from a traced file; see the module.
+def perceptual_network(source: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return LPIPS: one of `LPIPS_BACKBONES` from the package `lpips`, or a traced file; see the module.
 
     Raises:
-        ConfigError: if the file cannot be loaded.
+        ConfigError: if the package is missing, or weights or file cannot be loaded.
     """
-    network = _script(path, "LPIPS")
+    network = _packaged_lpips(source) if source in LPIPS_BACKBONES else _script(Path(source), "LPIPS")
 
     @torch.inference_mode()
     def distances(before: Tensor, after: Tensor) -> Tensor:
-        return _checked(network(before, after).flatten(), len(before), path, "LPIPS")
+        return _checked(network(before, after).flatten(), len(before), source, "LPIPS")
 
     return distances
+
+
+def _packaged_lpips(backbone: str) -> Any:
+    try:
+        import lpips
+    except ImportError as error:
+        raise ConfigError(
+            f"LPIPS {backbone!r} is in the package lpips: pip install 'semipermeable[lpips]', or pass a traced file"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls torchvision in a way that torchvision has given up
+            return lpips.LPIPS(net=backbone, verbose=False).eval()
+    except OSError as error:
+        raise ConfigError(
+            f"the weights of LPIPS {backbone!r} cannot be fetched ({error}); go online once, or pass a traced file"
+        ) from error

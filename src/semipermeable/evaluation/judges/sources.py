@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from semipermeable.errors import ConfigError
 from semipermeable.evaluation.benchmarks.plan import Benchmark
 from semipermeable.evaluation.judges.copies import canary_judge, descriptor_judge
 from semipermeable.evaluation.judges.networks import (
+    LPIPS_BACKBONES,
     SSCD_SIDE,
     Classifiers,
     HubClip,
     ImageClassifier,
     inception_features,
     perceptual_network,
+    script_file,
     sscd_descriptors,
 )
 from semipermeable.evaluation.judges.nudity import NudeNet
@@ -43,18 +45,28 @@ class JudgeSources:
     """Image classifier of `transformers` that sees the benchmark's objects: hub id or folder."""
     style_classifier: str = ""
     """The same for styles."""
-    inception: Path | None = None
-    """TorchScript of Inception."""
+    inception: str = ""
+    """TorchScript of Inception: file, or `OWNER/REPO/FILE` of the hub."""
     real_images: Path | None = None
     """Folder of real pictures; of the memorised ones for benchmarks that name them."""
-    sscd: Path | None = None
-    """TorchScript of SSCD."""
-    lpips: Path | None = None
-    """TorchScript of LPIPS."""
+    sscd: str = ""
+    """TorchScript of SSCD: file, or `OWNER/REPO/FILE` of the hub."""
+    lpips: str = ""
+    """LPIPS: one of `LPIPS_BACKBONES` from the package `lpips`, or its TorchScript as for the others."""
 
     def given(self, judge: str) -> bool:
         """Return whether a judge, under the name of its option, has a source."""
         return bool(getattr(self, judge.replace("-", "_")))
+
+    def fetched(self) -> "JudgeSources":
+        """Return the same with every script as a file of this machine.
+
+        Raises:
+            ConfigError: if one is neither here nor on the hub.
+        """
+        scripts = {name: source for name in ("inception", "sscd", "lpips") if (source := getattr(self, name))}
+        named = {name: source for name, source in scripts.items() if source not in LPIPS_BACKBONES}
+        return replace(self, **{name: str(script_file(source)) for name, source in named.items()})
 
 
 def open_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
@@ -74,12 +86,13 @@ def open_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
     lacking = [name for name in benchmark.judges if name != "nudenet" and not sources.given(name)]
     if lacking:
         raise ConfigError(f"{benchmark.key} needs --{' and --'.join(lacking)}; docs/benchmarks says what each is")
-    features = None if sources.inception is None else inception_features(sources.inception)
+    sources = sources.fetched()
+    features = inception_features(Path(sources.inception)) if sources.inception else None
     references = _references(benchmark)
     real = _real(features, sources.real_images) if features and sources.real_images and not references else None
     copies = None
-    if sources.sscd is not None and sources.real_images is not None and references:
-        copies = descriptor_judge(sscd_descriptors(sources.sscd), sources.real_images, references, SSCD_SIDE)
+    if sources.sscd and sources.real_images is not None and references:
+        copies = descriptor_judge(sscd_descriptors(Path(sources.sscd)), sources.real_images, references, SSCD_SIDE)
     nudenet = "nudenet" in benchmark.judges
     return Panel(
         judge=_classifiers(benchmark, sources),
@@ -88,7 +101,7 @@ def open_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
         real=real,
         copies=copies,
         nudity=NudeNet() if nudenet else None,
-        perceptual=None if sources.lpips is None else perceptual_network(sources.lpips),
+        perceptual=perceptual_network(sources.lpips) if sources.lpips else None,
         described={**_described(sources), **({"nudenet": "its own model"} if nudenet else {})},
     )
 
@@ -99,6 +112,7 @@ def _bundled_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
     if foreign:
         option = foreign[0].replace("_", "-")
         raise ConfigError(f"{benchmark.key} is judged by the judges of the bundled model; drop --{option}")
+    sources = sources.fetched()
     shipped = zoo.info(model)["files"]
     has_clip, has_real = "clip.safetensors" in shipped, "statistics.safetensors" in shipped
     lacks = [("CLIP judge", has_clip), ("statistics of real pictures", has_real)]
@@ -108,7 +122,7 @@ def _bundled_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
         clip=zoo.clip(model) if has_clip else None,
         real=None if real is None else RealPictures(Moments(real.mean, real.covariance), real.sample),
         copies=canary_judge(model) if any(case.axis == "picture" for case in benchmark.cases) else None,
-        perceptual=None if sources.lpips is None else perceptual_network(sources.lpips),
+        perceptual=perceptual_network(sources.lpips) if sources.lpips else None,
         missing=tuple(f"bundled model {model!r} has no {what}" for what, there in lacks if not there),
         described={"bundled": model, **_described(sources)},
     )
