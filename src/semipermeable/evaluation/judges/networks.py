@@ -13,6 +13,7 @@ LPIPS also comes from its authors' package `lpips`, which brings torchvision and
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,7 @@ def perceptual_network(source: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _packaged_lpips(backbone: str) -> Any:
     try:
-        import lpips
+        lpips: Any = import_module("lpips")
     except ImportError as error:
         raise ConfigError(
             f"LPIPS {backbone!r} is in the package lpips: pip install 'semipermeable[lpips]', or pass a traced file"
