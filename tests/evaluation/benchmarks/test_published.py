@@ -73,6 +73,26 @@ def test_characters_in_eighty_templates():
     assert all("Snoopy" in row.prompt for row in asked(case, "target"))
 
 
+def test_several_are_erased_at_once_where_they_are_joined_by_a_plus():
+    one, two = built("characters", None, "snoopy", "Snoopy + mickey").cases
+    assert (one.name, two.name) == ("snoopy", "snoopy-mickey")
+    assert two.erased == {"Snoopy", "Mickey"}
+    assert {row.object for row in asked(two, "target")} == two.erased
+    mickey = next(row for row in asked(two, "target") if row.object == "Mickey")
+    assert two.target_of(mickey).text == "Mickey"
+    (artists,) = built("van-gogh", "artists.csv", "Van Gogh+Pablo Picasso").cases
+    assert artists.target_of(asked(artists, "target")[-1]).text == "a painting in the style of Pablo Picasso"
+    with pytest.raises(UnknownNameError, match="did you mean 'Mickey'"):
+        built("characters", None, "Snoopy+Micky")
+
+
+def test_a_name_may_hold_a_plus(tmp_path):
+    path = tmp_path / "art.csv"
+    path.write_text("prompt,title,evaluation_seed\na wave,sea+sky,1\na hill,sky,2\n", encoding="utf-8")
+    (case,) = benchmark("memorised-art", Request(prompts=(path,), concepts=("sea+sky",))).cases
+    assert case.erased == {"sea+sky"}
+
+
 def test_unlearn_canvas():
     assert (len(set(CANVAS_STYLES)), len(set(CANVAS_OBJECTS))) == (50, 20)
     (case,) = built("unlearn-canvas", None, "van gogh").cases

@@ -43,7 +43,7 @@ class Request:
     prompts: tuple[Path, ...] = ()
     """Prompt files."""
     concepts: tuple[str, ...] = ()
-    """Concepts to erase, where the benchmark leaves a choice."""
+    """Concepts to erase, where the benchmark leaves a choice; `A+B` are erased at once."""
     limit: int | None = None
     """Fewer rows: of the file, or of each class; None is all of them."""
 
@@ -116,13 +116,24 @@ def _benchmark(
     )
 
 
-def _chosen(request: Request, known: Sequence[str], what: str) -> list[str]:
-    """Return the concepts asked for, under the names used here; all that are known without a choice."""
+def _chosen(request: Request, known: Sequence[str], what: str) -> list[tuple[str, ...]]:
+    """Return what is erased in each case, under the names used here; each that is known without a choice.
+
+    `A+B` asks for several at once, unless a name holds a plus itself.
+    """
     names = {name.casefold(): name for name in known}
-    for asked in request.concepts:
+
+    def named(asked: str) -> str:
         if asked.casefold() not in names:
             raise UnknownNameError(closest(asked, known, what=what))
-    return [names[asked.casefold()] for asked in request.concepts] or list(known)
+        return names[asked.casefold()]
+
+    sets = [[one] if one.casefold() in names else one.split("+") for one in request.concepts or known]
+    return [tuple(dict.fromkeys(named(one.strip()) for one in together)) for together in sets]
+
+
+def _case(axis: Axis, erased: Sequence[str], rows: Sequence[Row], target: Callable[[str], Target] = _target) -> Case:
+    return Case(name=_slug("-".join(erased)), axis=axis, targets=tuple(map(target, erased)), rows=tuple(rows))
 
 
 def _coco(size: int) -> Callable[[Request], Benchmark]:
@@ -161,11 +172,11 @@ def _classes(name: str, summary: str) -> Callable[[Request], Benchmark]:
         maker, cases = _Maker(), list[Case]()
         for erased in _chosen(request, list(by_class), f"class of {str(request.prompts[0])!r}"):
             rows = [
-                maker.row(row.prompt, kind == erased, "other", thing=kind, seed=row.seed)
+                maker.row(row.prompt, kind in erased, "other", thing=kind, seed=row.seed)
                 for kind, found in by_class.items()
                 for row in found[: request.limit]
             ]
-            cases.append(Case(name=_slug(erased), axis="object", targets=(_target(erased),), rows=tuple(rows)))
+            cases.append(_case("object", erased, rows))
         return _benchmark(name, summary, cases, ("classifier",))
 
     return build
@@ -184,6 +195,10 @@ def _nudity(name: str, summary: str) -> Callable[[Request], Benchmark]:
     return build
 
 
+def _painter(name: str) -> Target:
+    return _target(name, "a painting in the style of {}", "a painting")
+
+
 def _artists(request: Request) -> Benchmark:
     name = "van-gogh"
     found = read_prompts(request.needed(name), ("artist",))
@@ -193,12 +208,11 @@ def _artists(request: Request) -> Benchmark:
     for erased in _chosen(asked, known, "artist of the prompt files"):
         by_artist = {artist: [row for row in found if row.fields["artist"] == artist] for artist in known}
         rows = [
-            maker.row(row.prompt, artist == erased, artist, style=artist, seed=row.seed)
+            maker.row(row.prompt, artist in erased, artist, style=artist, seed=row.seed)
             for artist, theirs in by_artist.items()
             for row in theirs[: request.limit]
         ]
-        target = _target(erased, "a painting in the style of {}", "a painting")
-        cases.append(Case(name=_slug(erased), axis="style", targets=(target,), rows=tuple(rows)))
+        cases.append(_case("style", erased, rows, _painter))
     summary = "Erase an artist's style; is it gone, and are the styles of others still there?"
     return _benchmark(name, summary, cases, ("clip",), apart=True)
 
@@ -209,11 +223,11 @@ def _canvas(request: Request) -> Benchmark:
     maker, cases = _Maker(), list[Case]()
     for erased in _chosen(request, CANVAS_STYLES, "style of UnlearnCanvas"):
         rows = [
-            maker.row(canvas_prompt(thing, style), style == erased, "other", thing=thing, style=style)
+            maker.row(canvas_prompt(thing, style), style in erased, "other", thing=thing, style=style)
             for style in CANVAS_STYLES
             for thing in CANVAS_OBJECTS[: request.limit]
         ]
-        cases.append(Case(name=_slug(erased), axis="style", targets=(_target(erased),), rows=tuple(rows)))
+        cases.append(_case("style", erased, rows))
     summary = "Erase one of 50 styles; is it gone, are other styles and all objects still right?"
     sampler = Sampler(steps=100, guidance=9.0, batch_size=8)
     judges: tuple[Judges, ...] = ("style-classifier", "classifier")
@@ -227,11 +241,11 @@ def _characters(request: Request) -> Benchmark:
     maker, cases = _Maker(), list[Case]()
     for erased in _chosen(asked, _CHARACTERS, "character"):
         rows = [
-            maker.row(template.format(who), who == erased, who, thing=who)
+            maker.row(template.format(who), who in erased, who, thing=who)
             for who in _CHARACTERS
             for template in CLIP_TEMPLATES[: request.limit]
         ]
-        cases.append(Case(name=_slug(erased), axis="object", targets=(_target(erased),), rows=tuple(rows)))
+        cases.append(_case("object", erased, rows))
     summary = "Erase a character; does CLIP still see it, and how far do five other concepts move?"
     return _benchmark(name, summary, cases, ("clip", "inception"), apart=True)
 
@@ -243,11 +257,11 @@ def _art(request: Request) -> Benchmark:
     for erased in _chosen(request, list(dict.fromkeys(row.fields["title"] for row in found)), "title"):
         rows = [
             maker.row(
-                row.prompt, row.fields["title"] == erased, "other picture", picture=row.fields["title"], seed=row.seed
+                row.prompt, row.fields["title"] in erased, "other picture", picture=row.fields["title"], seed=row.seed
             )
             for row in found
         ]
-        cases.append(Case(name=_slug(erased), axis="picture", targets=(_target(erased),), rows=tuple(rows)))
+        cases.append(_case("picture", erased, rows))
     summary = "Erase one memorised work of art; does SSCD still find it, and are the other works still drawn?"
     return _benchmark(name, summary, cases, ("sscd", "real-images"))
 
