@@ -44,7 +44,7 @@ def evaluate_command(
     ] = None,
     concept: Annotated[
         list[str] | None,
-        typer.Option("--concept", help="What to erase, where the benchmark leaves it open; repeatable; A+B: both at once."),
+        typer.Option("--concept", help="What to erase, where the benchmark leaves it open, A+B at once; repeatable."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Fewer rows: of the file, or of each class.", min=1)
