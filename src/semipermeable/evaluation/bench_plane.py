@@ -9,7 +9,7 @@ from semipermeable.evaluation.scores import Estimate
 __all__ = ["histogram", "plane"]
 
 WIDTH, HEIGHT = 400.0, 320.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 36.0, 26.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 36.0, 26.0, 40.0
 _EDGES = (0.0, 1e-9, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Edges of drift: none at all, below what an eye sees on one pixel (1/255 ≈ 0.004), and in steps of three."""
 
