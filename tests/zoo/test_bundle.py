@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from semipermeable import zoo
 from semipermeable.errors import UnknownNameError, ZooError
@@ -105,3 +106,10 @@ def test_the_model_draws_what_it_is_asked_for() -> None:
     assert objects >= 5
     assert styles >= 5
     assert judge.features(drawn).shape == (len(asked), 384)
+
+
+def test_a_bundle_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    save_file({"mean": torch.zeros(4), "covariance": torch.eye(4)}, tmp_path / "statistics.safetensors")
+    write_manifest(tmp_path, {"name": "tiny"})
+    with pytest.raises(ZooError, match="was built before statistics held a sample; run `spm zoo build` again"):
+        zoo.real_statistics(tmp_path)

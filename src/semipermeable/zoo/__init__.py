@@ -146,15 +146,18 @@ def real_statistics(name: str | Path) -> "FeatureStatistics":
 
     Raises:
         UnknownNameError: if no bundled model has that name.
-        ZooError: if a file is missing or damaged.
+        ZooError: if a file is missing or damaged, or an earlier version of this package built the bundle.
     """
     from safetensors.torch import load_file
 
+    from semipermeable.errors import ZooError
     from semipermeable.zoo.judges import FeatureStatistics
 
     folder = bundle_folder(name)
     verify(folder, ["statistics.safetensors"])
     content = load_file(folder / "statistics.safetensors")
+    if "sample" not in content:
+        raise ZooError(f"bundle {str(name)!r} was built before statistics held a sample; run `spm zoo build` again")
     mean, covariance, sample = (content[key].double() for key in ("mean", "covariance", "sample"))
     return FeatureStatistics(mean, covariance, int(content["count"]), sample)
 
