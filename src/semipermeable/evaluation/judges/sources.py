@@ -64,9 +64,12 @@ class JudgeSources:
         Raises:
             ConfigError: if one is neither here nor on the hub.
         """
-        scripts = {name: source for name in ("inception", "sscd", "lpips") if (source := getattr(self, name))}
-        named = {name: source for name, source in scripts.items() if source not in LPIPS_BACKBONES}
-        return replace(self, **{name: str(script_file(source)) for name, source in named.items()})
+        found: dict[str, str] = {}
+        for name in ("inception", "sscd", "lpips"):
+            source: str = getattr(self, name)
+            if source and source not in LPIPS_BACKBONES:
+                found[name] = str(script_file(source))
+        return replace(self, **found)
 
 
 def open_panel(benchmark: Benchmark, sources: JudgeSources) -> Panel:
