@@ -150,10 +150,10 @@ def test_the_statistics_that_ship_are_of_the_judges_own_features() -> None:
     assert statistics.covariance.shape == (width, width)
     assert statistics.count > 1000
     assert float(torch.linalg.eigvalsh(statistics.covariance).min()) > -1e-3
-    assert statistics.sample.shape == (1000, width)
-    error = (statistics.covariance.diagonal().clamp(min=1e-6) / 1000).sqrt()
+    assert statistics.sample.shape == (350, width)
+    error = (statistics.covariance.diagonal().clamp(min=1e-6) / len(statistics.sample)).sqrt()
     off = (statistics.sample.mean(0) - statistics.mean) / error
-    assert float(off.square().mean().sqrt()) == pytest.approx(1, abs=0.25)  # as far off as a thousand drawn by lot are
+    assert float(off.square().mean().sqrt()) == pytest.approx(1, abs=0.25)  # as far off as that many drawn by lot are
 
 
 def test_canaries_that_ship_are_pictures() -> None:

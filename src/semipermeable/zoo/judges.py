@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Clip", "ClipNetwork", "FeatureStatistics", "Judge", "JudgeNetwork", "Trunk", "Verdict"]
 
 RESOLUTION = 64
-_SAMPLE = 1000
+_SAMPLE = 350  # what fits the 30 MB of a bundle
 
 
 class Verdict(NamedTuple):
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 class FeatureStatistics:
     """The judge's features over a set of pictures: mean (D) and covariance (D, D) of all, float64, and a few of them.
 
-    `sample` (S, D) has up to 1,000 of them, drawn by lot: a kernel distance needs rows, and is unbiased at any number.
+    `sample` (S, D) has up to 350 of them, drawn by lot: a kernel distance needs rows, and is unbiased at any number.
     """
 
     mean: Tensor
