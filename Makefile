@@ -1,7 +1,7 @@
 # demo   set up if needed, erase a concept and a style from the bundled model, write out/demo/report.html
 # check  what to run before a commit: format, lint, types, import contracts, the fast tests
 # test   what CI proves: the same with the slow tests, and the built wheel in a bare environment
-# bench  draw the tables of experiments/ that have no results yet (a day; stop it and start it at will)
+# bench  draw all tables of experiments/ anew and compare them with results/ (a day; stop it and start it at will)
 # bench-quick   a few erasers on a few pictures, to see that the harness works
 
 PYTHON ?= $(shell sh scripts/find_python.sh)
@@ -60,7 +60,8 @@ docs: $(DEV)
 # Hours; the committed tables were drawn with one core for each process.
 WORKERS ?= 2
 bench: $(BASE)
-	$(BIN)/python benchmarks/bench.py --workers $(WORKERS)
+	$(BIN)/python benchmarks/bench.py --workers $(WORKERS) --results out/bench/results
+	$(BIN)/python benchmarks/bench.py --compare out/bench/results
 	$(BIN)/spm report out/bench/main --out out/bench/report.html
 
 bench-quick: $(BASE)

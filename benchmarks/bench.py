@@ -6,6 +6,8 @@
     python benchmarks/bench.py --benchmarks emoji-styles --erasers uce rece   # two rows of one benchmark
     python benchmarks/bench.py --list               # what has no result yet, in the order in which it would be run
     python benchmarks/bench.py --hours              # what the results that are there took
+    python benchmarks/bench.py --results out/bench/results      # all of them anew, which is `make bench`
+    python benchmarks/bench.py --compare out/bench/results      # what came out otherwise than in the committed ones
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
 and trained artefacts to `out/bench`. Membranes that took an hour to train are kept in `results/artefacts` with their
@@ -20,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
-from semipermeable.errors import SemipermeableError
+from semipermeable.errors import ConfigError, SemipermeableError
 from semipermeable.evaluation.experiments import Folders, run_experiments, unfinished
 
 HOME = Path(__file__).resolve().parent.parent
@@ -34,6 +36,7 @@ def main():
     parser.add_argument("--erasers", nargs="*", default=[], help="spec strings of erasers; none is all")
     parser.add_argument("--list", action="store_true", help="say what has no result yet, and run nothing")
     parser.add_argument("--hours", action="store_true", help="say how long the committed results took, and run nothing")
+    parser.add_argument("--compare", type=Path, help="say how the results of this folder differ, and run nothing")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--experiments", type=Path, default=HOME / "experiments")
     parser.add_argument("--results", type=Path, default=HOME / "results")
@@ -48,6 +51,8 @@ def main():
     try:
         if arguments.hours:
             show_hours(arguments.results, tables)
+        elif arguments.compare:
+            show_differences(arguments.results, arguments.compare, tables)
         elif arguments.list:
             show_unfinished(folders, **chosen)
         else:
@@ -79,6 +84,36 @@ def show_hours(results, tables):
     for table in tables:
         print(*(f"{what} {total[table, what] / 3600:6.1f} h" for what in ("drawing", "training")), table, sep="   ")
     print(f"{sum(total.values()) / 7200:.1f} h with --workers 2 on two cores")
+
+
+def show_differences(committed, drawn, tables):
+    """Print, for each result that both folders have, pictures that were judged otherwise, and UA, IRA and CRA."""
+    equal = rows = 0
+    for path in (path for table in tables for path in sorted((committed / table).glob("*/*/result.json"))):
+        name = path.parent.relative_to(committed)
+        if not (drawn / name / "result.json").exists():
+            continue
+        theirs, ours = (json.loads((root / name / "result.json").read_text("utf-8")) for root in (committed, drawn))
+        rows += 1
+        if any(theirs[key] != ours[key] for key in ("benchmark_digest", "configuration", "shards")):
+            print(f"{name}  was drawn with other settings")
+            continue
+        otherwise = sum(one != other for one, other in zip(verdicts(theirs), verdicts(ours), strict=True))
+        equal += not otherwise
+        figures = (
+            f"{key.upper()} {theirs['figures'][key]['value']:.3f} {ours['figures'][key]['value']:.3f}"
+            for key in ("ua", "ira", "cra")
+        )
+        print(f"{name}  {otherwise} of {len(verdicts(ours))} judged otherwise", *figures, sep="   ")
+    if not rows:
+        raise ConfigError(f"{drawn} holds no result of these tables; draw some: bench.py --results {drawn}")
+    print(f"{equal} of {rows} results have every verdict as committed")
+
+
+def verdicts(result):
+    """Return of each picture what was seen in it: object, style, memorised picture."""
+    seen = (result["columns"][key] for key in ("object", "style", "picture"))
+    return list(zip(*(column for column in seen if column), strict=True))
 
 
 def run_unfinished(folders, workers, **chosen):
