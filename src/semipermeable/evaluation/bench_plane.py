@@ -62,12 +62,13 @@ def plane(points: Sequence[Point]) -> dict[str, Any]:
 def _apart(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give each mark a place for its number that no earlier number takes."""
     places = ((8, -7), (-8, -7), (8, 14), (-8, 14), (20, -7), (-20, -7), (20, 14), (-20, 14))
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[tuple[float, float], float]] = []
     for mark in marks:
-        spots = [(mark["x"] + dx, mark["y"] + dy) for dx, dy in places]
-        free = [spot for spot in spots if all(math.dist(spot, other) > 11 for other in taken)]
+        wide = 0 if mark["number"] else 7  # the word "base" takes more room than a number, and must clear the axis
+        spots = [(mark["x"] + dx + math.copysign(wide, dx), mark["y"] + dy) for dx, dy in places]
+        free = [spot for spot in spots if all(math.dist(spot, other) > room + wide for other, room in taken)]
         mark["label"] = (free or spots)[0]
-        taken.append(mark["label"])
+        taken.append((mark["label"], 11 + wide))
     return marks
 
 

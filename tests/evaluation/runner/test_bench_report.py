@@ -187,6 +187,16 @@ def test_the_plane_holds_every_mark():
     assert len({mark["label"] for mark in found["marks"]}) == 8
 
 
+def test_the_word_at_the_base_model_keeps_clear_of_the_axis_and_of_numbers():
+    top = Estimate(1.0, 0.9, 1.0, 9)
+    points = [(number, f"e{number}", True, Estimate(0.0, 0.0, 0.1, 9), top) for number in range(4)]
+    found = plane(points)
+    (word, height), *numbers = (mark["label"] for mark in found["marks"])
+    half = 13  # of the word, in pixels
+    assert word - half > found["frame"][0]
+    assert not [at for at in numbers if at[1] == height and abs(at[0] - word) < half + 4]
+
+
 def test_histogram_counts_everything_once():
     found = histogram([0.0, 0.001, 0.005, 0.02, 0.05, 0.1, 1.0, 0.0])
     assert [bar["share"] for bar in found] == [0.25, 0.125, 0.125, 0.125, 0.125, 0.25]
