@@ -84,11 +84,10 @@ def test_a_training_of_several_results_counts_once_among_their_hours(tmp_path, c
 
 
 def test_a_table_drawn_again_is_held_to_the_committed_one(tmp_path, capsys):
-    def write(root, row, style, ua, configuration="a1"):
+    def write(root, row, style, ua, experiment="a1"):
         figures = {key: {"value": value} for key, value in (("ua", ua), ("ira", 1.0), ("cra", 0.5))}
         columns = {"object": ["cat", "dog"], "style": ["flat", style], "picture": None}
-        told = {"configuration": configuration, "benchmark_digest": "d", "shards": [["cat", 0]]}
-        told |= {"figures": figures, "columns": columns}
+        told = {"experiment": experiment, "benchmark_digest": "d", "figures": figures, "columns": columns}
         path = tmp_path / root / "main" / "emoji-objects@2" / row / "result.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(told), encoding="utf-8")
@@ -98,12 +97,12 @@ def test_a_table_drawn_again_is_held_to_the_committed_one(tmp_path, capsys):
         write("committed", row, "flat", 0.25)
     with pytest.raises(ConfigError, match=r"holds no result of these tables; draw some: bench.py --results"):
         show(tmp_path / "committed", tmp_path / "drawn", ["main"])
-    write("drawn", "leco", "flat", 0.25, configuration="a2")
+    write("drawn", "leco", "flat", 0.25, experiment="a2")
     write("drawn", "rece", "flat", 0.25)
     write("drawn", "uce", "neon", 0.75)
     show(tmp_path / "committed", tmp_path / "drawn", ["main"])
     assert capsys.readouterr().out.splitlines() == [
-        "main/emoji-objects@2/leco  was drawn with other settings",
+        "main/emoji-objects@2/leco  is not of the same experiment",
         "main/emoji-objects@2/rece  0 of 2 judged otherwise   UA 0.250 0.250   IRA 1.000 1.000   CRA 0.500 0.500",
         "main/emoji-objects@2/uce  1 of 2 judged otherwise   UA 0.250 0.750   IRA 1.000 1.000   CRA 0.500 0.500",
         "1 of 3 results have every verdict as committed",
