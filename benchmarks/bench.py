@@ -10,8 +10,8 @@
     python benchmarks/bench.py --compare out/bench/results      # what came out otherwise than in the committed ones
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
-and trained artefacts to `out/bench`. Membranes that took half an hour or more to train are kept in `results/artefacts` with their
-recipes, and are taken from there.
+and trained artefacts to `out/bench`. Membranes that took half an hour or more to train are kept in `results/artefacts`
+with their recipes, and are taken from there.
 """
 
 import argparse
