@@ -39,21 +39,10 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same result.
 
 
 def silence_libraries() -> None:
-    """Keep the progress bars and notices of diffusers, transformers and what they bring in off our terminal."""
-    import logging
-    import warnings
+    """See `generation.quiet`, which is imported here and not above: with it come torch and diffusers."""
+    from semipermeable.generation.quiet import silence_libraries as silence
 
-    # Quantisation packages, where they are installed, tell on import which kernels for other hardware they lack.
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence()
 
 
 def loaded(model: str, device: str | None, dtype: str | None, *, shown: bool = True) -> Any:

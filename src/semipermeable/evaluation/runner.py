@@ -31,6 +31,7 @@ from semipermeable.evaluation.shards import Unit, draw_shards
 from semipermeable.evaluation.weights import identity_of
 from semipermeable.files.native import digest
 from semipermeable.generation import load_model
+from semipermeable.generation.quiet import silence_libraries
 from semipermeable.membrane import Json
 from semipermeable.zoo.shipped import shipped_name
 
@@ -263,6 +264,7 @@ def _count(units: Sequence[Unit], root: Path) -> int:
 
 
 def _work(model: str, unit: Unit, root: Path, tools: Tools, threads: int) -> None:
+    silence_libraries()  # the streams are those of the process that shows the bar
     torch.set_num_threads(threads)
     pipe = tools.load(model, unit.device, unit.dtype)
     for _ in draw_shards(unit, tools.eraser(unit.eraser), pipe, root):

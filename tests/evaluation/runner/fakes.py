@@ -4,11 +4,13 @@ A tenth of the pictures show a wrong object. Everything is a function of a modul
 """
 
 import hashlib
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from semipermeable import zoo
 from semipermeable.evaluation.benchmarks import Benchmark, Case, Row, Sampler
@@ -157,6 +159,12 @@ DRAWS = {"noop": noop, "white": white, "oracle": oracle, "blunt": blunt, "sharp"
 
 
 def load(model, device, dtype):
+    return FakePipe()
+
+
+def loud_load(model, device, dtype):
+    if transformers_logging.is_progress_bar_enabled():
+        sys.stderr.write("Loading weights: 100%\n")
     return FakePipe()
 
 

@@ -205,6 +205,12 @@ def test_workers_draw_the_same(tmp_path):
         assert alone[name]["columns"]["drift"] == shared[name]["columns"]["drift"]
 
 
+@pytest.mark.slow
+def test_workers_keep_libraries_off_the_terminal_with_the_bar(tmp_path, capfd):
+    measure(tmp_path, "blunt", workers=2, tools=dataclasses.replace(TOOLS, load=fakes.loud_load))
+    assert "Loading weights" not in capfd.readouterr().err
+
+
 def test_other_threads_leave_equality_unjudged(tmp_path):
     measure(tmp_path, "blunt")
     place = Place(tmp_path / "small@1", "blunt")
