@@ -72,15 +72,13 @@ def show_unfinished(folders, **chosen):
 def show_hours(results, tables):
     """Print hours of one core for drawing and for training, a line for each table; a training of two tables once."""
     trained, total = set(), defaultdict(float)
-    for table in tables:
-        for path in sorted((results / table).glob("*/*/result.json")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            costs = result["costs"]
-            total[table, "drawing"] += costs["pictures"] * costs["busy_seconds_per_picture"]
-            for erasure in result["erasures"].values():
-                made = json.dumps({key: value for key, value in erasure.items() if key not in ("eraser", "rule")})
-                total[table, "training"] += 0 if made in trained else costs["prepare_seconds"]
-                trained.add(made)
+    for name, result in read_results(results, tables).items():
+        table, costs = name.parts[0], result["costs"]
+        total[table, "drawing"] += costs["pictures"] * costs["busy_seconds_per_picture"]
+        for erasure in result["erasures"].values():
+            made = json.dumps({key: value for key, value in erasure.items() if key not in ("eraser", "rule")})
+            total[table, "training"] += 0 if made in trained else costs["prepare_seconds"]
+            trained.add(made)
     for table in tables:
         print(*(f"{what} {total[table, what] / 3600:6.1f} h" for what in ("drawing", "training")), table, sep="   ")
     print(f"{sum(total.values()) / 7200:.1f} h with --workers 2 on two cores")
@@ -88,13 +86,13 @@ def show_hours(results, tables):
 
 def show_differences(committed, drawn, tables):
     """Print, for each result that both folders have, pictures that were judged otherwise, and UA, IRA and CRA."""
-    equal = rows = 0
-    for path in (path for table in tables for path in sorted((committed / table).glob("*/*/result.json"))):
-        name = path.parent.relative_to(committed)
-        if not (drawn / name / "result.json").exists():
-            continue
-        theirs, ours = (json.loads((root / name / "result.json").read_text("utf-8")) for root in (committed, drawn))
-        rows += 1
+    before, after = read_results(committed, tables), read_results(drawn, tables)
+    both = [name for name in before if name in after]
+    if not both:
+        raise ConfigError(f"{drawn} holds no result of these tables; draw some: bench.py --results {drawn}")
+    equal = 0
+    for name in both:
+        theirs, ours = before[name], after[name]
         if any(theirs[key] != ours.get(key) for key in ("experiment", "benchmark_digest")):
             print(f"{name}  is not of the same experiment")
             continue
@@ -105,9 +103,13 @@ def show_differences(committed, drawn, tables):
             for key in ("ua", "ira", "cra")
         )
         print(f"{name}  {otherwise} of {len(verdicts(ours))} judged otherwise", *figures, sep="   ")
-    if not rows:
-        raise ConfigError(f"{drawn} holds no result of these tables; draw some: bench.py --results {drawn}")
-    print(f"{equal} of {rows} results have every verdict as committed")
+    print(f"{equal} of {len(both)} results have every verdict as committed")
+
+
+def read_results(folder, tables):
+    """Return every result of some tables, by TABLE/BENCHMARK/ERASER, in that order within a table."""
+    paths = (path for table in tables for path in sorted((folder / table).glob("*/*/result.json")))
+    return {path.parent.relative_to(folder): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def verdicts(result):
