@@ -8,6 +8,7 @@
     python benchmarks/bench.py --hours              # what the results that are there took
     python benchmarks/bench.py --results out/bench/results      # all of them anew, which is `make bench`
     python benchmarks/bench.py --compare out/bench/results      # what came out otherwise than in the committed ones
+    python benchmarks/bench.py --compare out/bench/results --benchmarks emoji-styles      # of one benchmark alone
 
 Stop it at any time; the same command goes on. What is run stands in `experiments/`, results go to `results/`, pictures
 and trained artefacts to `out/bench`. Membranes that took half an hour or more to train are kept in `results/artefacts`
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from semipermeable.cli.options import progress_bar, silence_libraries
 from semipermeable.errors import ConfigError, SemipermeableError
-from semipermeable.evaluation.experiments import Folders, run_experiments, unfinished
+from semipermeable.evaluation.experiments import Folders, about, run_experiments, unfinished
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -50,9 +51,9 @@ def main():
     chosen = {"tables": tables, "benchmarks": arguments.benchmarks, "erasers": arguments.erasers}
     try:
         if arguments.hours:
-            show_hours(arguments.results, tables)
+            show_hours(arguments.results, **chosen)
         elif arguments.compare:
-            show_differences(arguments.results, arguments.compare, tables)
+            show_differences(arguments.results, arguments.compare, **chosen)
         elif arguments.list:
             show_unfinished(folders, **chosen)
         else:
@@ -69,10 +70,10 @@ def show_unfinished(folders, **chosen):
     print(f"{len(waiting)} without a result", file=sys.stderr)
 
 
-def show_hours(results, tables):
+def show_hours(results, tables, **chosen):
     """Print hours of one core for drawing and for training, a line for each table; a training of two tables once."""
     trained, total = set(), defaultdict(float)
-    for name, result in read_results(results, tables).items():
+    for name, result in read_results(results, tables, **chosen).items():
         table, costs = name.parts[0], result["costs"]
         total[table, "drawing"] += costs["pictures"] * costs["busy_seconds_per_picture"]
         for erasure in result["erasures"].values():
@@ -84,9 +85,9 @@ def show_hours(results, tables):
     print(f"{sum(total.values()) / 7200:.1f} h with --workers 2 on two cores")
 
 
-def show_differences(committed, drawn, tables):
+def show_differences(committed, drawn, tables, **chosen):
     """Print, for each result that both folders have, pictures that were judged otherwise, and UA, IRA and CRA."""
-    before, after = read_results(committed, tables), read_results(drawn, tables)
+    before, after = read_results(committed, tables, **chosen), read_results(drawn, tables)
     both = [name for name in before if name in after]
     if not both:
         raise ConfigError(f"{drawn} holds no result of these tables; draw some: bench.py --results {drawn}")
@@ -106,10 +107,15 @@ def show_differences(committed, drawn, tables):
     print(f"{equal} of {len(both)} results have every verdict as committed")
 
 
-def read_results(folder, tables):
-    """Return every result of some tables, by TABLE/BENCHMARK/ERASER, in that order within a table."""
+def read_results(folder, tables, benchmarks=(), erasers=()):
+    """Return every result of some tables, by TABLE/BENCHMARK/ERASER, in that order within a table.
+
+    Benchmarks may be named with their version or without; of none and of no eraser are all.
+    """
     paths = (path for table in tables for path in sorted((folder / table).glob("*/*/result.json")))
-    return {path.parent.relative_to(folder): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    found = {path.parent.relative_to(folder): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    chosen = about(found.items(), benchmarks, erasers, named=lambda one: (one[0].parts[1], one[1]["eraser"]))
+    return dict(chosen)
 
 
 def verdicts(result):

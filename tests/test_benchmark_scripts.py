@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semipermeable.errors import ConfigError
+from semipermeable.errors import ConfigError, UnknownNameError
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
@@ -69,7 +69,9 @@ def test_a_training_of_several_results_counts_once_among_their_hours(tmp_path, c
         costs = {"pictures": 720, "busy_seconds_per_picture": 0.5, "prepare_seconds": 1800.0}
         path = tmp_path / table / "emoji-objects@2" / row / "result.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"costs": costs, "erasures": {concept: erasure}}), encoding="utf-8")
+        path.write_text(
+            json.dumps({"eraser": eraser, "costs": costs, "erasures": {concept: erasure}}), encoding="utf-8"
+        )
 
     write("few", "spm", "horse", "spm", "transport")
     write("main", "spm-open", "horse", "spm-open", "open")
@@ -87,7 +89,13 @@ def test_a_table_drawn_again_is_held_to_the_committed_one(tmp_path, capsys):
     def write(root, row, style, ua, experiment="a1"):
         figures = {key: {"value": value} for key, value in (("ua", ua), ("ira", 1.0), ("cra", 0.5))}
         columns = {"object": ["cat", "dog"], "style": ["flat", style], "picture": None}
-        told = {"experiment": experiment, "benchmark_digest": "d", "figures": figures, "columns": columns}
+        told = {
+            "eraser": row,
+            "experiment": experiment,
+            "benchmark_digest": "d",
+            "figures": figures,
+            "columns": columns,
+        }
         path = tmp_path / root / "main" / "emoji-objects@2" / row / "result.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(told), encoding="utf-8")
@@ -107,3 +115,12 @@ def test_a_table_drawn_again_is_held_to_the_committed_one(tmp_path, capsys):
         "main/emoji-objects@2/uce  1 of 2 judged otherwise   UA 0.250 0.750   IRA 1.000 1.000   CRA 0.500 0.500",
         "1 of 3 results have every verdict as committed",
     ]
+    chosen = {"benchmarks": ["emoji-objects"], "erasers": ["uce"]}
+    show(tmp_path / "committed", tmp_path / "drawn", ["main"], **chosen)
+    line, count = capsys.readouterr().out.splitlines()
+    assert line.startswith("main/emoji-objects@2/uce  1 of 2")
+    assert count == "0 of 1 results have every verdict as committed"
+    with pytest.raises(UnknownNameError, match="unknown eraser of these experiments 'ucee'; did you mean 'uce'"):
+        show(tmp_path / "committed", tmp_path / "drawn", ["main"], erasers=["ucee"])
+    with pytest.raises(UnknownNameError, match="emoji-objects@1"):
+        show(tmp_path / "committed", tmp_path / "drawn", ["main"], benchmarks=["emoji-objects@1"])

@@ -13,12 +13,12 @@ per benchmark; the others follow by their number of steps. A table of results is
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from semipermeable.errors import ConfigError, UnknownNameError, closest
 from semipermeable.evaluation.benchmarks import benchmark
@@ -32,7 +32,18 @@ from semipermeable.evaluation.runner import Bar, RunPlan, Tools, run
 from semipermeable.files.atomic import write_atomically
 from semipermeable.training import TrainConfig
 
-__all__ = ["Experiment", "Folders", "finished", "read_experiments", "run_experiments", "unfinished", "write_committed"]
+__all__ = [
+    "Experiment",
+    "Folders",
+    "about",
+    "finished",
+    "read_experiments",
+    "run_experiments",
+    "unfinished",
+    "write_committed",
+]
+
+_One = TypeVar("_One")
 
 _REQUIRED = ("benchmark", "eraser", "seeds")
 _OPTIONAL = ("cases", "train_seed")
@@ -173,7 +184,8 @@ def unfinished(
         ConfigError: if an experiment cannot be read.
         UnknownNameError: if a benchmark, a case or an eraser does not exist, or no experiment is about one asked for.
     """
-    everyone = _about(list(read_experiments(folders.experiments, tables).values()), benchmarks, erasers)
+    there = read_experiments(folders.experiments, tables).values()
+    everyone = about(there, benchmarks, erasers, named=lambda one: (one.benchmark, one.eraser))
     used = tools or _own_tools(folders)
     found = {name: find(name) for name in {one.benchmark for one in everyone}}
     # Whatever is misspelt in the last experiment is found before the first picture.
@@ -224,22 +236,37 @@ def _own_tools(folders: Folders) -> Tools:
     return Tools(eraser=partial(cached_eraser, folders.out / "artefacts"))
 
 
-def _about(everyone: list[Experiment], benchmarks: Sequence[str], erasers: Sequence[str]) -> list[Experiment]:
-    """Return the experiments about some benchmarks and erasers."""
-    called = {one.benchmark: {one.benchmark, one.benchmark.partition("@")[0]} for one in everyone}
-    known = set[str]().union(*called.values())
+def about(
+    everyone: Iterable[_One],
+    benchmarks: Sequence[str] = (),
+    erasers: Sequence[str] = (),
+    *,
+    named: Callable[[_One], tuple[str, str]],
+) -> list[_One]:
+    """Return those of some experiments, or of their results, that are about some benchmarks and erasers.
+
+    Args:
+        everyone: what to choose from.
+        benchmarks: names of benchmarks, with or without their version; () is all.
+        erasers: spec strings; () is all.
+        named: gives of one its `benchmark@version` and its eraser.
+
+    Raises:
+        UnknownNameError: if none is about one asked for.
+    """
+    told = [(one, *named(one)) for one in everyone]
+    called = {whole: {whole, whole.partition("@")[0]} for _, whole, _ in told}
     for what, asked, there in (
-        ("benchmark of these experiments", benchmarks, known),
-        ("eraser of these experiments", erasers, {one.eraser for one in everyone}),
+        ("benchmark of these experiments", benchmarks, set[str]().union(*called.values())),
+        ("eraser of these experiments", erasers, {spec for *_, spec in told}),
     ):
         for name in asked:
             if name not in there:
                 raise UnknownNameError(closest(name, sorted(there), what=what))
     return [
         one
-        for one in everyone
-        if (not benchmarks or not called[one.benchmark].isdisjoint(benchmarks))
-        and (not erasers or one.eraser in erasers)
+        for one, whole, spec in told
+        if (not benchmarks or not called[whole].isdisjoint(benchmarks)) and (not erasers or spec in erasers)
     ]
 
 
