@@ -19,7 +19,6 @@ from semipermeable.cluster import connected, gather
 from semipermeable.evaluation.results import Place
 from semipermeable.evaluation.shards import Unit, draw_shards
 from semipermeable.files.atomic import write_atomically
-from semipermeable.generation.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from semipermeable.evaluation.runner import Tools
@@ -69,7 +68,6 @@ def _files(spec: str) -> Files:
 
 def _draw(unit: Unit, model: str, tools: "Tools", files: Files) -> Files:
     """Draw a unit, on the worker; return everything written, by path below the benchmark's folder."""
-    silence_libraries()  # a cluster sends what its workers print to the driver, which shows a bar
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="spm-"))
     try:
