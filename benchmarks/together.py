@@ -1,6 +1,7 @@
 """Making N membranes in groups of K: one by one, side by side, and jointly, in processor time and in denoiser rows.
 
-    OMP_NUM_THREADS=1 python benchmarks/together.py --concepts 50 --at-once 4 --at-once 50 --steps 12 --repeats 1
+    OMP_NUM_THREADS=1 python benchmarks/together.py --concepts 50 --at-once 4 --steps 12 --repeats 1
+    OMP_NUM_THREADS=1 python benchmarks/together.py --concepts 50 --at-once 50 --steps 12 --repeats 1 --out all.json
 
 A row that is differentiated counts three times (forward, and about twice that backward). "ceiling" is the ratio of
 one by one's rows to a way's, "reached" that of processor seconds, "share" the part of the ceiling that is reached: the
