@@ -25,10 +25,15 @@ from semipermeable.training import TrainConfig
 
 LONG = {"num_trajectories": 3, "sampling_steps": 12}
 EARLIER = {"preset": "fast", "learning_rate": 1e-3, **LONG}
+BY_REACH = {"preset": "instant", "negative_guidance": None, "style_negative_guidance": None}
 AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
     "instant": {"preset": "instant"},
     "instant, η 0.7 (before)": {"preset": "instant", **AT_07},
+    "instant by reach 1.4": {**BY_REACH, "reach": 1.4},
+    "instant by reach 2": {**BY_REACH, "reach": 2.0},
+    "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
+    "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
     "fast": {"preset": "fast"},
     "fast on 3 runs of 12 steps at 1e-3": EARLIER,
     "fast, η 1.5 (before)": {**EARLIER, "negative_guidance": 1.5, "style_negative_guidance": 0.7},

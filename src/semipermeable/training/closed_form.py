@@ -5,7 +5,8 @@ captions with the surrogate in its place, and rows x of text to be kept, the wan
 
     mean ‖ΔW x_t − (1 + η) W (x_s − x_t)‖² + λ mean ‖ΔW x‖²
 
-(the goal of SPM's Eq. 4, asked of W instead of the whole network). Written with M = E[x_t x_tᵀ] + λ E[x xᵀ] and
+(the goal of SPM's Eq. 4, asked of W instead of the whole network; with `wording_directions` Q spared, η reaches
+(I − Q Qᵀ)(x_s − x_t) alone). Written with M = E[x_t x_tᵀ] + λ E[x xᵀ] and
 B = (1 + η) W E[(x_s − x_t) x_tᵀ], the minimum is ΔW = B M⁻¹, and the objective is ‖(ΔW − B M⁻¹) M^½‖² + constant. So
 the best edit of rank k is the truncated SVD of B M^−½, brought back by M^−½: u s vᵀ M^−½ (Eckart-Young in the metric
 M).
@@ -30,6 +31,7 @@ __all__ = [
     "pair_states",
     "projection",
     "second_moment",
+    "wording_directions",
 ]
 
 _FLOOR = 1e-6
@@ -182,6 +184,23 @@ def complement(regulators: Sequence[Tensor], dim: int) -> Tensor:
     return right[int((singular > _SPANNED).sum()) :].T
 
 
+def wording_directions(states: Tensor, share: float) -> Tensor:
+    """Return an orthonormal basis of directions in which captions differ at the same place, shape (dim, r), float64.
+
+    The fewest leading directions that hold a share of that variation.
+
+    Args:
+        states: of captions that say the same of one thing in different wordings, shape (captions, places, dim).
+        share: in [0, 1]; 0 gives no direction, 1 all there are.
+    """
+    rows = (states.double() - states.double().mean(0)).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    rank = int((values > values[0] * _FLOOR).sum())
+    held = (values.cumsum(0) / values.sum())[:rank]
+    return vectors[:, : min(int((held < share).sum()) + 1, rank) if share else 0]
+
+
 class ClosedForm:
     """The part of the problem that all projections of the same text states share: M, its root, and E[(x_s − x_t) x_tᵀ].
 
@@ -191,9 +210,18 @@ class ClosedForm:
         keep_weight: λ > 0.
         within: orthonormal basis of the directions that v may have, shape (dim, r); None allows all. With basis Q the
             minimum over ΔW = D Qᵀ is that of the problem whose states are Qᵀ x.
+        spare: orthonormal basis of the directions of x_s − x_t that η does not reach, shape (dim, r); None is none.
     """
 
-    def __init__(self, pairs: StatePairs, keep: Tensor, *, keep_weight: float, within: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        pairs: StatePairs,
+        keep: Tensor,
+        *,
+        keep_weight: float,
+        within: Tensor | None = None,
+        spare: Tensor | None = None,
+    ) -> None:
         x_t, x_s = pairs.target.double(), pairs.surrogate.double()
         moment = x_t.T @ x_t / x_t.shape[0] + keep_weight * keep.double()
         cross = (x_s - x_t).T @ x_t / x_t.shape[0]
@@ -203,6 +231,7 @@ class ClosedForm:
         values = values.clamp_min(float(values[-1]) * _FLOOR) if len(values) else values
         inverse_root = (vectors / values.sqrt()) @ vectors.T
         self._sought = cross @ inverse_root
+        self._spare = spare
         self._back = inverse_root if within is None else inverse_root @ within.T
 
     def solve(self, weight: Tensor, *, negative_guidance: float, rank: int) -> tuple[Tensor, Tensor]:
@@ -216,7 +245,10 @@ class ClosedForm:
         Returns:
             u (out, k) and v (k, dim), fp32 on the CPU, with ‖u_i‖ = ‖v_i‖ for each i.
         """
-        wanted = (1 + negative_guidance) * weight.detach().cpu().double() @ self._sought
+        projected = weight.detach().cpu().double()
+        wanted = (1 + negative_guidance) * projected @ self._sought
+        if self._spare is not None:
+            wanted = wanted - negative_guidance * projected @ self._spare @ (self._spare.T @ self._sought)
         left, singular, right = torch.linalg.svd(wanted, full_matrices=False)
         u = left[:, :rank] * singular[:rank]
         v = right[:rank] @ self._back

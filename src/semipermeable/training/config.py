@@ -92,6 +92,9 @@ class TrainConfig:
     closed_form_null: float | None = None
     """Confine the closed form to directions in which kept text states have at most this share of their strongest
     direction's power, in [0, 1), as SPEED does. None allows all directions. Training afterwards is not confined."""
+    closed_form_spare: float | None = None
+    """Share of what tells the wordings of a caption apart that the closed form's η leaves alone, in [0, 1]: beyond the
+    surrogate it goes only where wordings do not differ, so that styles outlast a large η. None spares nothing."""
     dtype: Dtype | None = None
     """Autocast dtype of the network; the pairs stay fp32. None runs in the pipeline's own dtype."""
     gradient_checkpointing: bool = False
@@ -131,6 +134,10 @@ class TrainConfig:
             self._check("closed_form_null", float, 0)
             if self.closed_form_null >= 1:
                 raise ConfigError(f"closed_form_null must be in [0, 1), found {self.closed_form_null!r}")
+        if self.closed_form_spare is not None:
+            self._check("closed_form_spare", float, 0)
+            if self.closed_form_spare > 1:
+                raise ConfigError(f"closed_form_spare must be in [0, 1], found {self.closed_form_spare!r}")
         self._one_of("schedule", get_args(Schedule))
         self._one_of("anchors", ("captions", "gaussian"))
         self._one_of("dtype", (None, *get_args(Dtype)))
@@ -188,7 +195,8 @@ class TrainConfig:
     def to_json(self) -> dict[str, Json]:
         """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
         found = any(getattr(self, name) is None for name in _ETA.values())
-        without = _NOT_MATHEMATICS if found else (*_NOT_MATHEMATICS, "reach")
+        effectless = {"reach": not found, "closed_form_spare": self.closed_form_spare is None}
+        without = (*_NOT_MATHEMATICS, *(name for name, left_out in effectless.items() if left_out))
         fields = (f.name for f in dataclasses.fields(self) if f.name not in without)
         return {name: getattr(self, name) for name in fields}
 

@@ -10,6 +10,7 @@ the captions that only the first keeps, plus those that only it keeps.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from semipermeable.training.closed_form import (
     null_space,
     pair_states,
     projection,
+    wording_directions,
 )
 from semipermeable.training.config import TrainConfig
 
@@ -145,7 +147,7 @@ class Workshop:
         given = config.eta(captions.kind)
         if given is not None:
             return given
-        pairs = self._state_pairs(captions)
+        pairs = _joined(self._paired(captions))
         moved = (pairs.surrogate - pairs.target).double().square().sum(1).mean()
         distance = float((moved / self.keep_moment(captions.anchors).trace()).sqrt())
         if not distance:
@@ -168,39 +170,47 @@ class Workshop:
         projections = self.text_projections()
         if not projections:
             return {}
-        pairs, keep = self._state_pairs(captions), self.keep_moment(captions.anchors)
-        eta = self.eta(captions, config)
-        shared = None if others else self._problem(pairs, keep, config, (), "")
+        paired, keep = self._paired(captions), self.keep_moment(captions.anchors)
+        eta, spare = self.eta(captions, config), None
+        if config.closed_form_spare is not None:
+            places = min(len(pairs.surrogate) for pairs in paired)
+            states = torch.stack([pairs.surrogate[:places] for pairs in paired])
+            spare = wording_directions(states, config.closed_form_spare)
+        problem = partial(ClosedForm, _joined(paired), keep, keep_weight=config.closed_form_keep, spare=spare)
+        shared = None if others else problem(within=_span(keep, config, (), ""))
         found: Pairs = {}
         for name, site in projections.items():
             taken = [membrane.pairs[name][1].flatten(1) for membrane in others if name in membrane.pairs]
-            problem = shared or self._problem(pairs, keep, config, taken, name)
+            solvable = shared or problem(within=_span(keep, config, taken, name))
             weight = projection(site, self.host.dtype)
-            found[name] = problem.solve(weight, negative_guidance=eta, rank=config.rank)
+            found[name] = solvable.solve(weight, negative_guidance=eta, rank=config.rank)
         return found
 
-    def _state_pairs(self, captions: CaptionSet) -> StatePairs:
+    def _paired(self, captions: CaptionSet) -> list[StatePairs]:
         targets, surrogates = self.encode(captions.targets), self.encode(captions.surrogates)
         spans = {text: self.encode([text])[0].token_ids for text in dict.fromkeys(captions.spans)}
-        found = [
+        return [
             pair_states(target, surrogate, spans[span]).mapped(self.host.text_inputs)
             for target, surrogate, span in zip(targets, surrogates, captions.spans, strict=True)
         ]
-        return StatePairs(torch.cat([p.target for p in found]), torch.cat([p.surrogate for p in found]))
 
-    def _problem(
-        self, pairs: StatePairs, keep: Tensor, config: TrainConfig, taken: Sequence[Tensor], name: str
-    ) -> ClosedForm:
-        within = complement(taken, keep.shape[0]) if taken else None
-        if config.closed_form_null is not None:
-            within = null_space(keep, config.closed_form_null, within)
-        if within is not None and not within.shape[1]:
-            where = f"at site {name!r} " if name else ""
-            raise ConfigError(
-                f"{where}no direction is left for the closed form among {keep.shape[0]}: {len(taken)} membranes to be "
-                f"orthogonal to, closed_form_null {config.closed_form_null}; take fewer, or a higher threshold"
-            )
-        return ClosedForm(pairs, keep, keep_weight=config.closed_form_keep, within=within)
+
+def _joined(pairs: Sequence[StatePairs]) -> StatePairs:
+    return StatePairs(torch.cat([p.target for p in pairs]), torch.cat([p.surrogate for p in pairs]))
+
+
+def _span(keep: Tensor, config: TrainConfig, taken: Sequence[Tensor], name: str) -> Tensor | None:
+    """Return an orthonormal basis of the directions that v may have at a site; None is all."""
+    within = complement(taken, keep.shape[0]) if taken else None
+    if config.closed_form_null is not None:
+        within = null_space(keep, config.closed_form_null, within)
+    if within is not None and not within.shape[1]:
+        where = f"at site {name!r} " if name else ""
+        raise ConfigError(
+            f"{where}no direction is left for the closed form among {keep.shape[0]}: {len(taken)} membranes to be "
+            f"orthogonal to, closed_form_null {config.closed_form_null}; take fewer, or a higher threshold"
+        )
+    return within
 
 
 def _without_padding(prompt: EncodedPrompt) -> EncodedPrompt:
