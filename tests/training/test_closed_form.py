@@ -11,6 +11,7 @@ from semipermeable.training.closed_form import (
     null_space,
     pair_states,
     second_moment,
+    wording_directions,
 )
 
 
@@ -20,8 +21,8 @@ def _problem(generator):
     return weight, pairs, second_moment(torch.randn(100, 6, generator=generator))
 
 
-def solve(weight, pairs, keep, *, keep_weight, negative_guidance, rank, within=None):
-    problem = ClosedForm(pairs, keep, keep_weight=keep_weight, within=within)
+def solve(weight, pairs, keep, *, keep_weight, negative_guidance, rank, within=None, spare=None):
+    problem = ClosedForm(pairs, keep, keep_weight=keep_weight, within=within, spare=spare)
     return problem.solve(weight, negative_guidance=negative_guidance, rank=rank)
 
 
@@ -136,6 +137,40 @@ def test_a_full_span_confines_nothing(generator):
     u, v = solve(weight, pairs, keep, **options)
     again_u, again_v = solve(weight, pairs, keep, **options, within=turned)
     assert_close(again_u @ again_v, u @ v, atol=1e-5, rtol=1e-4)
+
+
+def test_eta_reaches_what_is_not_spared_and_nothing_else(generator):
+    _, pairs, keep = _problem(generator)
+    weight = torch.eye(6)
+    spare = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64)).Q
+
+    def change(eta, spare):
+        u, v = solve(weight, pairs, keep, keep_weight=0.3, negative_guidance=eta, rank=6, spare=spare)
+        return u.double() @ v.double()
+
+    at_the_surrogate = change(0.0, None)
+    assert_close(change(0.0, spare), at_the_surrogate, atol=1e-6, rtol=1e-5)
+    beyond, further = (change(2.0, chosen) - at_the_surrogate for chosen in (spare, None))
+    assert_close(spare.T @ beyond, torch.zeros(2, 6).double(), atol=1e-5, rtol=0)
+    assert_close(beyond, further - spare @ (spare.T @ further), atol=1e-5, rtol=1e-4)
+    assert float(beyond.norm()) > 0.1
+    within = torch.linalg.qr(torch.randn(6, 3, generator=generator, dtype=torch.float64)).Q
+    u, v = solve(
+        weight, pairs, keep, keep_weight=0.3, negative_guidance=2.0, rank=6, within=within, spare=torch.eye(6).double()
+    )
+    confined = solve(weight, pairs, keep, keep_weight=0.3, negative_guidance=0.0, rank=6, within=within)
+    assert_close(u @ v, confined[0] @ confined[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_directions_of_wordings_hold_the_share_that_was_asked_for(generator):
+    places, strong, weak = torch.randn(5, 6, generator=generator), torch.eye(6)[0], torch.eye(6)[1]
+    states = torch.stack([places + a * 3 * strong + b * weak for a in (-1, 1) for b in (-1, 1)])
+    for share, expected in ((0.0, []), (0.5, [strong]), (0.89, [strong]), (0.91, [strong, weak]), (1.0, [strong, weak])):
+        found = wording_directions(states, share)
+        wanted = torch.stack(expected, 1).double() if expected else torch.zeros(6, 0).double()
+        assert found.shape == wanted.shape
+        assert_close(found @ found.T, wanted @ wanted.T, atol=1e-6, rtol=0)
+    assert wording_directions(states[:1], 1.0).shape == (6, 0), "one caption has one wording"
 
 
 def test_the_complement_is_orthogonal_to_every_regulator(generator):

@@ -34,6 +34,12 @@ def test_the_reach_is_a_setting_only_where_an_eta_is_read_off_the_text():
         assert (read.to_json()[name], read.to_json()["reach"]) == (None, read.reach)
 
 
+def test_sparing_is_a_setting_only_where_something_is_spared():
+    """Results and membranes made before there was such a setting are those of today's without it."""
+    assert "closed_form_spare" not in TrainConfig().to_json()
+    assert TrainConfig(closed_form_spare=0.9).to_json() == {**TrainConfig().to_json(), "closed_form_spare": 0.9}
+
+
 def test_it_is_frozen_and_keyword_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().rank = 2
@@ -53,6 +59,8 @@ def test_it_is_frozen_and_keyword_only():
         ("negative_guidance", -1.0, "negative_guidance must be at least 0"),
         ("reach", 0.0, "reach must be above 0"),
         ("twin_share", 1.5, r"twin_share must be in \[0, 1\]"),
+        ("closed_form_spare", 1.5, r"closed_form_spare must be in \[0, 1\], found 1.5"),
+        ("closed_form_spare", "much", "closed_form_spare must be a finite number, found 'much'"),
         ("dtype", "fp32", "dtype must be one of None, 'bf16', 'fp16'"),
         ("schedule", "linear", "schedule must be one of 'cosine_restarts'"),
         ("closed_form", "false", "closed_form must be true or false, found 'false'"),

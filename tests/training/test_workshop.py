@@ -227,6 +227,20 @@ def test_null_space_is_an_option_and_an_empty_one_is_refused(host):
         TrainConfig(closed_form_null=1.0)
 
 
+def test_wordings_are_spared_beyond_the_surrogate(host):
+    def made(eta, spare):
+        config = quick("instant", num_steps=0, rank=64, negative_guidance=eta, closed_form_spare=spare)
+        return {name: (u @ v).double() for name, (u, v) in Workshop(host).closed_form(CAPTIONS, config).items()}
+
+    plain, spared, none = made(1.0, None), made(1.0, 0.9), made(1.0, 0.0)
+    surrogate, still = made(0.0, None), made(0.0, 0.9)
+    for name, change in surrogate.items():
+        assert_close(still[name], change, atol=1e-6, rtol=1e-4)
+        assert_close(none[name], plain[name], atol=1e-6, rtol=1e-4)
+        further, beyond = plain[name] - change, spared[name] - change
+        assert 0.05 < float(beyond.norm() / further.norm()) < 0.95, name
+
+
 @pytest.mark.parametrize("num_steps", [0, 4])
 def test_regulators_stay_orthogonal_to_those_of_the_bank(tiny_pipe, num_steps):
     preset = "fast" if num_steps else "instant"
