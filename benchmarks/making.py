@@ -35,7 +35,6 @@ RECIPES = {
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
     "fast": {"preset": "fast"},
-    "fast by reach 1.7, wordings spared": {"preset": "fast", "reach": 1.7, "closed_form_spare": 0.99},
     "fast by reach 2, wordings spared": {"preset": "fast", "reach": 2.0, "closed_form_spare": 0.99},
     "fast on 3 runs of 12 steps at 1e-3": EARLIER,
     "fast, η 1.5 (before)": {**EARLIER, "negative_guidance": 1.5, "style_negative_guidance": 0.7},
