@@ -32,8 +32,8 @@ ABLATIONS = [
     *(f"{rule}:num_anchors={anchors}" for rule in ("spm-open", "spm") for anchors in (0, 8)),
     *(f"{rule}:num_anchors={anchors},closed_form=false" for rule in ("spm-open", "spm") for anchors in (0, 8)),
 ]
-"""The paper's Table 3 (dimension), Table 5 (η, with the wording spared too where it is large) and Table 4 (anchoring and
-transport, with and without our start); the preset "fast" beside the paper's own 3,000 steps."""
+"""The paper's Table 3 (dimension), Table 5 (η; where it is large with the wording spared too) and Table 4 (anchoring
+and transport, with and without our start); the preset "fast" beside the paper's own 3,000 steps."""
 
 _LONG_RUNS = "num_trajectories=3,sampling_steps=12"
 BEFORE = [

@@ -165,7 +165,13 @@ def test_eta_reaches_what_is_not_spared_and_nothing_else(generator):
 def test_the_directions_of_wordings_hold_the_share_that_was_asked_for(generator):
     places, strong, weak = torch.randn(5, 6, generator=generator), torch.eye(6)[0], torch.eye(6)[1]
     states = torch.stack([places + a * 3 * strong + b * weak for a in (-1, 1) for b in (-1, 1)])
-    for share, expected in ((0.0, []), (0.5, [strong]), (0.89, [strong]), (0.91, [strong, weak]), (1.0, [strong, weak])):
+    for share, expected in (
+        (0.0, []),
+        (0.5, [strong]),
+        (0.89, [strong]),
+        (0.91, [strong, weak]),
+        (1.0, [strong, weak]),
+    ):
         found = wording_directions(states, share)
         wanted = torch.stack(expected, 1).double() if expected else torch.zeros(6, 0).double()
         assert found.shape == wanted.shape
