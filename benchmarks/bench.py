@@ -97,13 +97,14 @@ def show_differences(committed, drawn, tables, **chosen):
         if any(theirs[key] != ours.get(key) for key in ("experiment", "benchmark_digest")):
             print(f"{name}  is not of the same experiment")
             continue
-        otherwise = sum(one != other for one, other in zip(verdicts(theirs), verdicts(ours), strict=True))
+        seen = list(zip(verdicts(theirs), verdicts(ours), strict=True))
+        otherwise = sum(one != other for one, other in seen)
         equal += not otherwise
         figures = (
             f"{key.upper()} {theirs['figures'][key]['value']:.3f} {ours['figures'][key]['value']:.3f}"
             for key in ("ua", "ira", "cra")
         )
-        print(f"{name}  {otherwise} of {len(verdicts(ours))} judged otherwise", *figures, sep="   ")
+        print(f"{name}  {otherwise} of {len(seen)} judged otherwise", *figures, sep="   ")
     print(f"{equal} of {len(both)} results have every verdict as committed")
 
 
@@ -114,8 +115,7 @@ def read_results(folder, tables, benchmarks=(), erasers=()):
     """
     paths = (path for table in tables for path in sorted((folder / table).glob("*/*/result.json")))
     found = {path.parent.relative_to(folder): json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    chosen = about(found.items(), benchmarks, erasers, named=lambda one: (one[0].parts[1], one[1]["eraser"]))
-    return dict(chosen)
+    return dict(about(found.items(), benchmarks, erasers, named=lambda one: (one[0].parts[1], one[1]["eraser"])))
 
 
 def verdicts(result):

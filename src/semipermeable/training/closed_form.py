@@ -194,7 +194,7 @@ def wording_directions(states: Tensor, share: float) -> Tensor:
         share: in [0, 1]; 0 gives no direction, 1 all there are.
     """
     rows = (states.double() - states.double().mean(0)).flatten(0, 1)
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    values, vectors = torch.linalg.eigh(second_moment(rows))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     rank = int((values > values[0] * _FLOOR).sum())
     held = (values.cumsum(0) / values.sum())[:rank]

@@ -127,17 +127,11 @@ class TrainConfig:
         for name in _ETA.values():
             if getattr(self, name) is not None:
                 self._check(name, float, 0)
-        self._check("twin_share", float, 0)
-        if self.twin_share > 1:
-            raise ConfigError(f"twin_share must be in [0, 1], found {self.twin_share!r}")
+        self._check_share("twin_share")
         if self.closed_form_null is not None:
-            self._check("closed_form_null", float, 0)
-            if self.closed_form_null >= 1:
-                raise ConfigError(f"closed_form_null must be in [0, 1), found {self.closed_form_null!r}")
+            self._check_share("closed_form_null", whole=False)
         if self.closed_form_spare is not None:
-            self._check("closed_form_spare", float, 0)
-            if self.closed_form_spare > 1:
-                raise ConfigError(f"closed_form_spare must be in [0, 1], found {self.closed_form_spare!r}")
+            self._check_share("closed_form_spare")
         self._one_of("schedule", get_args(Schedule))
         self._one_of("anchors", ("captions", "gaussian"))
         self._one_of("dtype", (None, *get_args(Dtype)))
@@ -162,6 +156,12 @@ class TrainConfig:
             raise ConfigError(f"{name} must be a {'whole' if kind is int else 'finite'} number, found {value!r}")
         if value < least or (strict and value == least):
             raise ConfigError(f"{name} must be {'above' if strict else 'at least'} {least}, found {value!r}")
+
+    def _check_share(self, name: str, *, whole: bool = True) -> None:
+        value = getattr(self, name)
+        self._check(name, float, 0)
+        if value > 1 or (value == 1 and not whole):
+            raise ConfigError(f"{name} must be in [0, 1{']' if whole else ')'}, found {value!r}")
 
     def _one_of(self, name: str, allowed: Sequence[str | None]) -> None:
         value = getattr(self, name)
