@@ -24,25 +24,29 @@ CHEAP = [
     *("spm", "spm-open", "spm:instant", "spm-open:instant"),
 ]
 TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-reference"]
+_GROUP = "sibling_surrogate=false"
+_ETAS = [f"negative_guidance={eta},style_negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)]
 ABLATIONS = [
     *("noop", "spm", "spm-paper"),
-    *(f"spm-open:rank={rank}" for rank in (1, 2, 4, 8)),
-    *(f"spm-open:negative_guidance={eta},style_negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)),
-    *(f"spm-open:negative_guidance={eta},style_negative_guidance={eta},closed_form_spare=0.99" for eta in (2.0, 3.0)),
-    *(f"{rule}:num_anchors={anchors}" for rule in ("spm-open", "spm") for anchors in (0, 8)),
-    *(f"{rule}:num_anchors={anchors},closed_form=false" for rule in ("spm-open", "spm") for anchors in (0, 8)),
+    *(f"spm-open:{_GROUP},rank={rank}" for rank in (1, 2, 4, 8)),
+    *(f"spm-open:{_GROUP},{eta}" for eta in _ETAS),
+    *(f"spm-open:{_GROUP},{eta},closed_form_spare=0.99" for eta in _ETAS[-2:]),
+    *(f"{rule}:{_GROUP},num_anchors={anchors}" for rule in ("spm-open", "spm") for anchors in (0, 8)),
+    *(f"{rule}:{_GROUP},num_anchors={anchors},closed_form=false" for rule in ("spm-open", "spm") for anchors in (0, 8)),
 ]
 """The paper's Table 3 (dimension), Table 5 (η; where it is large with the wording spared too) and Table 4 (anchoring
-and transport, with and without our start); the preset "fast" beside the paper's own 3,000 steps."""
+and transport, with and without our start), with the paper's kind of surrogate, a broader word; the preset "fast" beside
+the paper's own 3,000 steps."""
 
-_LONG_RUNS = "num_trajectories=3,sampling_steps=12"
+_LONG_RUNS = f"{_GROUP},num_trajectories=3,sampling_steps=12"
 BEFORE = [
+    f"spm-open:{_GROUP}",
     f"spm-open:learning_rate=0.001,negative_guidance=1.5,style_negative_guidance=0.7,{_LONG_RUNS}",
     f"spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
     "spm-open:instant,negative_guidance=0.7",
 ]
-"""The preset "fast" before, and before that; the preset "instant" before. Each names all that it changes, so that it
-goes on meaning the same when a preset moves again."""
+"""The preset "fast" before, before that, and before that; the preset "instant" before. Each names all that it changes,
+so that it goes on meaning the same when a preset moves again."""
 
 
 def tuned(names):

@@ -228,8 +228,13 @@ def _tell(steps: "Generator[Made, None, None]") -> None:
     with closing(steps):
         for made in steps:
             assert made.path is not None  # noqa: S101 - a folder was given
-            how = "is there already" if made.found else f"{len(made.membrane.pairs)} sites"
-            typer.echo(f"{made.path}: erases {made.membrane.name!r}, {how}, {made.path.stat().st_size:,} bytes")
+            typer.echo(_told(made.path, made.membrane, "is there already" if made.found else ""))
+
+
+def _told(place: Path, membrane: "Membrane", how: str = "") -> str:
+    falls = f" (draws {membrane.concept.surrogate!r} instead)" if membrane.concept.surrogate else ""
+    size = f"{place.stat().st_size:,} bytes"
+    return f"{place}: erases {membrane.name!r}{falls}, {how or f'{len(membrane.pairs)} sites'}, {size}"
 
 
 def _erase_one(
@@ -255,7 +260,7 @@ def _erase_one(
         save(membrane, path)
     if resume:
         checkpoint.unlink(missing_ok=True)
-    typer.echo(f"{target}: erases {membrane.name!r}, {len(membrane.pairs)} sites, {target.stat().st_size:,} bytes")
+    typer.echo(_told(target, membrane))
 
 
 def _followed(
@@ -311,7 +316,7 @@ def _wanted(
 
 
 def _completed(pipe: Any, concept: "Concept") -> "Concept":
-    """Add what a bundled model's spec knows of a name (aliases, neighbours, surrogate) to what the user said."""
+    """Add what a bundled model's spec knows of a name (aliases, neighbours) to what the user said."""
     from semipermeable.concept import Concept
     from semipermeable.training import enrich
     from semipermeable.training.captions import spec_of
@@ -320,7 +325,7 @@ def _completed(pipe: Any, concept: "Concept") -> "Concept":
     aliases = (*known.aliases, *concept.aliases)
     erased = {name.casefold() for name in (concept.name, *aliases)}
     keep = (*(text for text in known.keep if text.casefold() not in erased), *concept.keep)
-    return Concept(concept.name, aliases, concept.surrogate or known.surrogate, keep)
+    return Concept(concept.name, aliases, concept.surrogate, keep)
 
 
 def _targets(wanted: "list[Concept]", out: Path | None, *, several: bool) -> list[Path]:

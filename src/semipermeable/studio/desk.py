@@ -163,7 +163,9 @@ class Desk:
 
             try:
                 job.note = "preparing pictures to learn from"
-                membrane = self.runs.train(now, self.rack.open(run.model), between)
+                pipe = self.rack.open(run.model)
+                now = self.runs.settle(now, pipe)
+                membrane = self.runs.train(now, pipe, between)
             except Stopped:
                 self.runs.mark(now, "stopped")
                 raise
@@ -322,9 +324,9 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _completed(concept: Concept, spec: Any) -> Concept:
-    """Add what a bundled model's spec knows of a name to what the user said."""
+    """Add the aliases and neighbours that a bundled model's spec knows to what the user said."""
     known = enrich(concept.name, spec)
     aliases = (*known.aliases, *concept.aliases)
     erased = {name.casefold() for name in (concept.name, *aliases)}
     keep = (*(text for text in known.keep if text.casefold() not in erased), *concept.keep)
-    return Concept(concept.name, aliases, concept.surrogate or known.surrogate, keep)
+    return Concept(concept.name, aliases, concept.surrogate, keep)

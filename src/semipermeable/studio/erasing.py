@@ -24,9 +24,10 @@ from semipermeable.generation.output import explain
 from semipermeable.hosts import host_for
 from semipermeable.membrane import Membrane
 from semipermeable.studio.workfolder import WorkFolder, stem_of
-from semipermeable.training import TrainConfig, captions_for, enrich, erase_steps
+from semipermeable.training import TrainConfig, Workshop, captions_for, erase_steps
 from semipermeable.training.captions import spec_of
 from semipermeable.training.examples import generator_for
+from semipermeable.training.surrogates import settled
 
 __all__ = ["Loss", "Run", "Runs"]
 
@@ -56,7 +57,7 @@ class Run:
     stem: str
     """Name of its folder."""
     concept: Concept
-    """What is erased, completed with what the model is known to know."""
+    """What is erased; its surrogate may be open until training begins."""
     model: str
     """Name in the rack."""
     preset: str
@@ -149,6 +150,18 @@ class Runs:
         self._save(run)
         return run
 
+    def settle(self, run: Run, pipe: Any) -> Run:
+        """Fill in what the concept falls to, if that was left open.
+
+        Args:
+            run: which.
+            pipe: the model.
+        """
+        (concept,) = settled(Workshop(pipe), [run.concept], TrainConfig.from_preset(run.preset))
+        run = dataclasses.replace(run, concept=concept)
+        self._save(run)
+        return run
+
     def losses(self, run: Run) -> list[Loss]:
         """Return the figures of every step so far."""
         found: dict[int, Loss] = {}
@@ -175,7 +188,7 @@ class Runs:
         """Train, or go on where a checkpoint lies.
 
         Args:
-            run: which.
+            run: which, settled.
             pipe: the model, without membranes.
             between: called after every step with steps done and in all; may raise to stop.
 
@@ -186,9 +199,7 @@ class Runs:
             SemipermeableError: see `training.erase`.
         """
         folder = self._folder(run)
-        spec = spec_of(pipe)
-        concept = enrich(run.concept, spec)
-        captions = captions_for(concept, spec)
+        captions = captions_for(run.concept, spec_of(pipe))
         prompts = (captions.targets[0], (captions.twins or captions.anchors)[0])
         if not (folder / "preview-00000-0.png").exists():
             # The noise that the previews of training have, so that only the membrane makes a difference.
@@ -203,7 +214,7 @@ class Runs:
             preview_every=run.preview_every,
             preview_prompts=prompts,
         )
-        steps = erase_steps(pipe, concept, config=config, seed=run.seed)
+        steps = erase_steps(pipe, run.concept, config=config, seed=run.seed)
         try:
             while True:
                 stats = next(steps)

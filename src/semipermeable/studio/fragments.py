@@ -87,7 +87,8 @@ def run_line(run: Run | None) -> str:
         "failed": f"failed at {where}: {escape(run.message)}",
         "finished": "finished; the membrane is on the shelf",
     }[run.state]
-    instead = escape(run.concept.surrogate) or "what is left of the prompt"
+    still_open = "chosen when it begins" if run.state == "ready" else "what is left of the prompt"
+    instead = escape(run.concept.surrogate) or still_open
     aliases = f", also called {escape(', '.join(run.concept.aliases))}" if run.concept.aliases else ""
     return _box(f"<p><strong>{name}</strong>{aliases} → {instead} · {told}.</p>")
 

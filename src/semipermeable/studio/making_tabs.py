@@ -27,7 +27,7 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
             )  # fmt: skip
             with gr.Accordion("More settings", open=False):
                 aliases = gr.Textbox(label="Also called", info="Other names, separated by commas.")
-                surrogate = gr.Textbox(label="Draw instead", info="Empty: the broader word, where it is known.")
+                surrogate = gr.Textbox(label="Draw instead", info="Empty: a similar thing, where one is known.")
                 kept = gr.Textbox(label="Keep", info="Phrases that must stay, separated by commas.")
                 preset = gr.Dropdown(
                     _PRESETS,

@@ -15,16 +15,17 @@ from semipermeable.hosts import Host
 from semipermeable.membrane import GateState, Json, Membrane, Provenance
 from semipermeable.permeability import fit, negatives, wordings
 from semipermeable.permeability.calibration import Encode
-from semipermeable.training.captions import CaptionSet, captions_for, enrich
+from semipermeable.training.captions import CaptionSet, captions_for
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.examples import generator_for
 from semipermeable.training.loop import StepStats, Trained, train
 from semipermeable.training.progress import bar, board
 from semipermeable.training.start import avoidable, regulators
+from semipermeable.training.surrogates import settled
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import ZooSpec
 
-__all__ = ["erase", "erase_steps", "finished", "fit_gate", "provenance"]
+__all__ = ["erase", "erase_steps", "finished", "fit_gate", "provenance", "settled_steps"]
 
 
 def erase(
@@ -44,7 +45,7 @@ def erase(
     Args:
         pipe: a loaded diffusers pipeline of a supported family, without membranes attached.
         concept: a name, or a `Concept`. For a bundled model a plain name is completed from the model's spec: aliases,
-            the object's group as surrogate, similar objects to keep.
+            similar objects to keep. A surrogate that is left open is filled in (`training.surrogates`).
         preset: "fast", "instant" (the closed form alone, from text) or "paper" (SPM as published); not used if `config`
             is given.
         seed: the same seed on the same machine gives the same membrane, bit for bit.
@@ -113,10 +114,17 @@ def erase_steps(
     shared = Workshop(pipe) if workshop is None else workshop
     if shared.host.pipe is not pipe:
         raise ConfigError("the workshop belongs to another pipeline; make one with Workshop(pipe)")
-    wanted = enrich(concept, shared.spec)
-    captions = captions_for(wanted, shared.spec)
-    trained = yield from train(shared, wanted, captions, chosen, seed=seed, orthogonal_to=orthogonal_to)
-    return finished(shared, wanted, captions, chosen, seed, trained, orthogonal_to)
+    (wanted,) = settled(shared, [concept], chosen)
+    return (yield from settled_steps(shared, wanted, config=chosen, seed=seed, orthogonal_to=orthogonal_to))
+
+
+def settled_steps(
+    workshop: Workshop, concept: Concept, *, config: TrainConfig, seed: int, orthogonal_to: Sequence[Membrane] = ()
+) -> Generator[StepStats, None, Membrane]:
+    """Train step by step, as `erase_steps` does, a concept that lacks nothing (`surrogates.settled`)."""
+    captions = captions_for(concept, workshop.spec)
+    trained = yield from train(workshop, concept, captions, config, seed=seed, orthogonal_to=orthogonal_to)
+    return finished(workshop, concept, captions, config, seed, trained, orthogonal_to)
 
 
 def finished(

@@ -65,6 +65,7 @@ class CaptionSet:
         anchors: captions on which nothing may change.
         twins: anchors about near neighbours of the concept, a part of `anchors`.
         kind: whether the concept is a thing or a style.
+        specific: whether an object's surrogate is another object that the model was taught, not the word for a group.
     """
 
     names: tuple[str, ...]
@@ -74,6 +75,7 @@ class CaptionSet:
     anchors: tuple[str, ...]
     twins: tuple[str, ...] = ()
     kind: Literal["object", "style"] = "object"
+    specific: bool = False
 
 
 def spec_of(pipe: Any) -> ZooSpec | None:
@@ -177,7 +179,16 @@ def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
                 rows.append((spec.caption(name, style, template=template), instead, name))
     near = _near(concept, spec)
     twins = [spec.caption(name, style, template=t) for name in near for style in spec.styles for t in range(2)]
-    return _assembled(concept, rows, _grid(concept, spec) + [spec.caption(None, style) for style in spec.styles], twins)
+    anchors = _grid(concept, spec) + [spec.caption(None, style) for style in spec.styles]
+    return replace(_assembled(concept, rows, anchors, twins), specific=_is_object(concept.surrogate, spec))
+
+
+def _is_object(name: str, spec: ZooSpec) -> bool:
+    """Whether a name is that of one object and not also the word for a group of them."""
+    try:
+        return spec.object(name).name not in spec.groups
+    except UnknownNameError:
+        return False
 
 
 def _near(concept: Concept, spec: ZooSpec) -> list[str]:

@@ -22,6 +22,7 @@ _SWITCHES = (
     "cache_frozen",
     "target_captions",
     "surrogate_in_wording",
+    "sibling_surrogate",
     "closed_form",
     "gradient_checkpointing",
 )
@@ -84,6 +85,10 @@ class TrainConfig:
     """Train on captions of the concept; False trains on its bare names, as the paper does."""
     surrogate_in_wording: bool = True
     """The surrogate takes the concept's place in the caption; False falls to the bare surrogate."""
+    sibling_surrogate: bool = True
+    """An object of a bundled model whose surrogate is left open falls to the nearest other object of its group
+    ("a cat" to "a wolf"), and where η is None a surrogate that is another object has η 0. False falls to the word for
+    the group ("an animal"). No effect on styles, memorised pictures and other models."""
     closed_form: bool = True
     """Start from the closed-form edit of the sites where text alone enters (cross-attention keys and values; in SD3 and
     FLUX the text's first projection); False starts from zero, and so does True in families without such sites."""
@@ -195,7 +200,11 @@ class TrainConfig:
     def to_json(self) -> dict[str, Json]:
         """Return the fields that decide what comes out, as JSON data; where files go and how often is left out."""
         found = any(getattr(self, name) is None for name in _ETA.values())
-        effectless = {"reach": not found, "closed_form_spare": self.closed_form_spare is None}
+        effectless = {
+            "reach": not found,
+            "closed_form_spare": self.closed_form_spare is None,
+            "sibling_surrogate": not self.sibling_surrogate,
+        }
         without = (*_NOT_MATHEMATICS, *(name for name, left_out in effectless.items() if left_out))
         fields = (f.name for f in dataclasses.fields(self) if f.name not in without)
         return {name: getattr(self, name) for name in fields}
@@ -206,6 +215,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_steps": 0,
         "negative_guidance": 1.0,
         "style_negative_guidance": 0.7,
+        "sibling_surrogate": False,
         # Without steps the rest has no effect; it stays as it was when the results of this preset were drawn.
         "learning_rate": 1e-3,
         "sampling_steps": 12,
@@ -234,6 +244,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "twin_share": 0.0,
         "target_captions": False,
         "surrogate_in_wording": False,
+        "sibling_surrogate": False,
         "closed_form": False,
     },
 }

@@ -13,12 +13,13 @@ from typing import Any
 from semipermeable.concept import Concept
 from semipermeable.errors import ConfigError, MembraneError, OutputError
 from semipermeable.membrane import Membrane, Provenance
-from semipermeable.training.api import erase_steps, finished, provenance
-from semipermeable.training.captions import captions_for, enrich
+from semipermeable.training.api import finished, provenance, settled_steps
+from semipermeable.training.captions import captions_for
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.loop import Trained
 from semipermeable.training.progress import Advance, many_bar
 from semipermeable.training.share import Share
+from semipermeable.training.surrogates import settled
 from semipermeable.training.together import Task, check_together, train_together
 from semipermeable.training.workshop import Workshop
 
@@ -103,7 +104,8 @@ def erase_each(
 
     Args:
         pipe: see `erase`.
-        concepts: names, or `Concept`s; every one has its own file name.
+        concepts: names, or `Concept`s; every one has its own file name. None falls to another of them, unless its
+            author wrote so.
         preset: see `erase`.
         seed: of every one of them.
         config: settings instead of a preset.
@@ -220,7 +222,7 @@ def plan(
     if at_once is not None and at_once < 1:
         raise ConfigError(f"at_once must be at least 1, found {at_once}")
     _refuse_single(recipe.config, len(concepts))
-    wanted = [enrich(concept, workshop.spec) for concept in concepts]
+    wanted = settled(workshop, concepts, recipe.config)
     places = _places(wanted, out_dir)
     would = provenance(workshop, recipe.config, recipe.seed, None, recipe.orthogonal_to)
     size = at_once or (max(len(wanted), 1) if recipe.joint else AT_ONCE)
@@ -335,14 +337,7 @@ def make(workshop: Workshop, recipe: Recipe, concepts: Sequence[Concept], advanc
 
 
 def _alone(workshop: Workshop, recipe: Recipe, concept: Concept, advance: Advance) -> Membrane:
-    steps = erase_steps(
-        workshop.host.pipe,
-        concept,
-        config=recipe.config,
-        seed=recipe.seed,
-        orthogonal_to=recipe.orthogonal_to,
-        workshop=workshop,
-    )
+    steps = settled_steps(workshop, concept, config=recipe.config, seed=recipe.seed, orthogonal_to=recipe.orthogonal_to)
     while True:
         try:
             next(steps)

@@ -135,11 +135,12 @@ class Workshop:
 
             η = reach / d − 1, in [0, 3], rounded to six decimals
 
-        Rounded, because the last bits of the kept moment depend on what else was made in this workshop.
+        Rounded, because the last bits of the kept moment depend on what else was made in this workshop. Under
+        `sibling_surrogate` a surrogate that is a thing of its own asks for nothing beyond it: η = 0.
 
         Args:
             captions: of the concept.
-            config: gives η or `reach`.
+            config: gives η, or `reach` and `sibling_surrogate`.
 
         Raises:
             ConfigError: if η is to be found and no text tells concept and surrogate apart, or nothing is kept.
@@ -147,14 +148,26 @@ class Workshop:
         given = config.eta(captions.kind)
         if given is not None:
             return given
-        pairs = _joined(self._paired(captions))
-        moved = (pairs.surrogate - pairs.target).double().square().sum(1).mean()
-        distance = float((moved / self.keep_moment(captions.anchors).trace()).sqrt())
+        if config.sibling_surrogate and captions.specific:
+            return 0.0
+        distance = float((self._moved(captions) / self.keep_moment(captions.anchors).trace()).sqrt())
         if not distance:
             raise ConfigError(
                 f"the text encoder reads {captions.names[0]!r} as it reads its surrogate; name another surrogate"
             )
         return round(min(max(config.reach / distance - 1, 0.0), _MOST), 6)
+
+    def distance(self, captions: CaptionSet) -> float:
+        """Return √E‖x_s − x_t‖² over paired text states of captions: how differently their surrogates are read.
+
+        Args:
+            captions: with the concept, and with the surrogate in its place; no anchors are needed.
+        """
+        return float(self._moved(captions).sqrt())
+
+    def _moved(self, captions: CaptionSet) -> Tensor:
+        pairs = _joined(self._paired(captions))
+        return (pairs.surrogate - pairs.target).double().square().sum(1).mean()
 
     def closed_form(self, captions: CaptionSet, config: TrainConfig, others: Sequence[Membrane] = ()) -> Pairs:
         """Return the closed-form pairs of all sites where text alone enters; no other site is named.

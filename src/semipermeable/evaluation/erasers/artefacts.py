@@ -53,6 +53,10 @@ class _Slow(Protocol):
 class _PerConcept(_Slow, Protocol):
     """One that trains a membrane for each concept alone."""
 
+    def subjects(self, workshop: Workshop, concepts: Sequence[Concept]) -> Sequence[Subject]:
+        """Return the concepts as they are trained."""
+        ...
+
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the membrane of one concept."""
         ...
@@ -136,10 +140,10 @@ class Cached:
         inner, recipe = self.inner, self.recipe
         if recipe is None:
             return inner.prepare(pipe, concepts, seed=seed, progress=progress)
-        subjects = subjects_of(pipe, concepts)
         if not isinstance(inner, _PerConcept):
-            return self._weights(pipe, recipe, subjects, seed, progress)
+            return self._weights(pipe, recipe, subjects_of(pipe, concepts), seed, progress)
         workshop = Workshop(pipe)
+        subjects = inner.subjects(workshop, concepts)
         found = [self._membrane(inner, workshop, recipe, one, seed, progress) for one in subjects]
         cost = Meter(
             seconds=sum(cost.seconds for _, cost in found),

@@ -41,6 +41,7 @@ TRAINING = TrainConfig(
     cache_frozen=False,
     target_captions=False,
     surrogate_in_wording=False,
+    sibling_surrogate=False,
     closed_form=False,
 )
 """LECO in the terms of this package's training."""
@@ -64,6 +65,10 @@ class Leco:
         """What decides a LoRA beside concept and seed (see `artefacts`)."""
         return {"leco": self.training.to_json()}
 
+    def subjects(self, workshop: Workshop, concepts: Sequence[Concept]) -> list[Subject]:
+        """Return the concepts as they are trained."""
+        return subjects_of(workshop.host.pipe, concepts)
+
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the LoRA of one concept."""
         from semipermeable.training.progress import bar
@@ -84,6 +89,7 @@ class Leco:
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
         """See `Eraser`."""
-        subjects, workshop = subjects_of(pipe, concepts), Workshop(pipe)
+        workshop = Workshop(pipe)
+        subjects = self.subjects(workshop, concepts)
         loras = [self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects]
         return self.equipped(subjects, loras, seed)

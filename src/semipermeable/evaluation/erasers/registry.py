@@ -59,8 +59,9 @@ S = TypeVar("S")
 _CHANGES = "field=value"
 _DEFAULTS = TrainConfig().to_json()
 _PRESETS = {
-    preset: {key: value for key, value in TrainConfig.from_preset(preset).to_json().items() if value != _DEFAULTS[key]}
+    preset: {key: getattr(config, key) for key, value in _DEFAULTS.items() if getattr(config, key) != value}
     for preset in ("instant",)
+    for config in [TrainConfig.from_preset(preset)]
 }
 """Presets that a spec string may name, with what is then not as in "fast"; "paper" is an eraser of its own."""
 

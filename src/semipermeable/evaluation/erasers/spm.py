@@ -19,6 +19,7 @@ from semipermeable.files.native import digest, to_bytes
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import resolve
 from semipermeable.training import TrainConfig, erase
+from semipermeable.training.surrogates import reopened, settled
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import load_membrane
 
@@ -139,6 +140,13 @@ class Spm:
         """What decides a membrane beside concept and seed; None where files hold them (see `artefacts`)."""
         return None if self.files else {"membrane": self.training.to_json()}
 
+    def subjects(self, workshop: Workshop, concepts: Sequence[Concept]) -> list[Subject]:
+        """Return the concepts as they are trained; the word for an object's group counts as a surrogate left open."""
+        pipe, spec = workshop.host.pipe, workshop.spec
+        if self.files or spec is None:
+            return subjects_of(pipe, concepts)
+        return subjects_of(pipe, settled(workshop, [reopened(one, spec) for one in concepts], self.training))
+
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the membrane of one concept."""
         return erase(
@@ -155,10 +163,10 @@ class Spm:
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Equipped:
         """See `Eraser`."""
-        subjects = subjects_of(pipe, concepts)
+        workshop = Workshop(pipe)
+        subjects = self.subjects(workshop, concepts)
         if self.files:
             membranes = membranes_for([subject.concept for subject in subjects], self.files)
         else:
-            workshop = Workshop(pipe)
             membranes = tuple(self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects)
         return self.equipped(subjects, membranes, seed)

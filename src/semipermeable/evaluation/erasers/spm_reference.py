@@ -125,6 +125,10 @@ class SpmReference:
         """What decides a membrane beside concept and seed; None where files hold them (see `artefacts`)."""
         return None if self.files else {"spm-reference": dataclasses.asdict(self.training)}
 
+    def subjects(self, workshop: Workshop, concepts: Sequence[Concept]) -> list[Subject]:
+        """Return the concepts as they are trained."""
+        return subjects_of(workshop.host.pipe, concepts)
+
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the membrane of one concept."""
         return train_as_reference(workshop.host.pipe, subject.concept, self.training, seed=seed, progress=progress)
@@ -138,12 +142,12 @@ class SpmReference:
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Folded:
         """See `Eraser`."""
-        subjects = subjects_of(pipe, concepts)
+        workshop = Workshop(pipe)
+        subjects = self.subjects(workshop, concepts)
         if self.files:
-            denoiser = host_for(pipe).denoiser
+            denoiser = workshop.host.denoiser
             loaded = membranes_for([subject.concept for subject in subjects], self.files)
             membranes = tuple(resolve_foreign(membrane, denoiser) for membrane in loaded)
         else:
-            workshop = Workshop(pipe)
             membranes = tuple(self.membrane_of(workshop, one, seed=seed, progress=progress) for one in subjects)
         return self.equipped(subjects, membranes, seed)
