@@ -23,8 +23,9 @@ from ablation import measure
 from semipermeable import __version__, attach, erase, zoo
 from semipermeable.training import TrainConfig
 
+GROUP = {"preset": "fast", "sibling_surrogate": False}
 LONG = {"num_trajectories": 3, "sampling_steps": 12}
-EARLIER = {"preset": "fast", "learning_rate": 1e-3, **LONG}
+EARLIER = {**GROUP, "learning_rate": 1e-3, **LONG}
 BY_REACH = {"preset": "instant", "negative_guidance": None, "style_negative_guidance": None}
 AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
@@ -35,12 +36,15 @@ RECIPES = {
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
     "fast": {"preset": "fast"},
-    "fast by reach 2, wordings spared": {"preset": "fast", "reach": 2.0, "closed_form_spare": 0.99},
+    "fast, η 0.7": {"preset": "fast", "negative_guidance": 0.7},
+    "fast towards the group": GROUP,
+    "fast towards the group, η 0": {**GROUP, "negative_guidance": 0.0},
+    "fast towards the group by reach 2, wordings spared": {**GROUP, "reach": 2.0, "closed_form_spare": 0.99},
     "fast on 3 runs of 12 steps at 1e-3": EARLIER,
     "fast, η 1.5 (before)": {**EARLIER, "negative_guidance": 1.5, "style_negative_guidance": 0.7},
     "fast, η 1.25": {**EARLIER, "negative_guidance": 1.25, "style_negative_guidance": 0.7},
     "fast, η 1 at 1e-3": {**EARLIER, "negative_guidance": 1.0, "style_negative_guidance": 1.0},
-    "fast, η 0.7 at 4e-3 (before)": {"preset": "fast", **AT_07, **LONG, "learning_rate": 4e-3},
+    "fast, η 0.7 at 4e-3 (before)": {**GROUP, **AT_07, **LONG, "learning_rate": 4e-3},
     "fast, 60 steps of 12 rows": {
         **EARLIER,
         "negative_guidance": 1.5,

@@ -24,6 +24,8 @@ CHEAP = [
     *("spm", "spm-open", "spm:instant", "spm-open:instant"),
 ]
 TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-reference"]
+AIMED = ["uce", "rece", "mace-closed-form", "speed", "concept-ablation", "gated-uce", "prompt-substitution"]
+"""Erasers that read the surrogate: they are asked once more with the one that "fast" takes."""
 _GROUP = "sibling_surrogate=false"
 _ETAS = [f"negative_guidance={eta},style_negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)]
 ABLATIONS = [
@@ -62,11 +64,17 @@ def once(names):
             yield from tuned([name]) or [name]
 
 
+def with_siblings(specs):
+    """The same erasers towards siblings."""
+    return [f"{spec},sibling" if ":" in spec else f"{spec}:sibling" for spec in specs]
+
+
 def planned():
     """All experiments, with the folder of each."""
     cheap, better = [*CHEAP, *tuned(CHEAP)], list(once(CHEAP))
     for name in ("emoji-objects", "emoji-styles"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *tuned(TRAINED)])
+        yield from ((name, "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
     for name in ("emoji-neighbours", "emoji-wordings", "emoji-memorised"):
         yield from ((name, "main", spec, 3, ()) for spec in [*better, *tuned(TRAINED)])
     yield from (("emoji-many", "main", spec, 3, ()) for spec in better)

@@ -1,5 +1,7 @@
 """Our own HTML: what came from elsewhere is escaped, and every state has its words."""
 
+import dataclasses
+
 import pytest
 
 from semipermeable.concept import Concept
@@ -50,6 +52,14 @@ def test_nothing_from_elsewhere_becomes_markup(tmp_path):
 )
 def test_every_state_of_a_run_has_its_words(state, words):
     assert words in fragments.run_line(run(state, message="the reason"))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [("ready", "→ chosen when it begins"), ("running", "→ what is left of the prompt")]
+)
+def test_a_surrogate_that_is_open_is_chosen_when_the_run_begins(state, words):
+    assert words in fragments.run_line(dataclasses.replace(run(state), concept=Concept("cat")))
+    assert "→ wolf" in fragments.run_line(dataclasses.replace(run(state), concept=Concept("cat", surrogate="wolf")))
 
 
 def test_a_bar_says_how_far_the_gate_opened_and_by_what():

@@ -40,6 +40,15 @@ def test_sparing_is_a_setting_only_where_something_is_spared():
     assert TrainConfig(closed_form_spare=0.9).to_json() == {**TrainConfig().to_json(), "closed_form_spare": 0.9}
 
 
+def test_a_sibling_is_a_setting_only_where_one_is_taken():
+    """So are those before objects fell to siblings."""
+    assert TrainConfig().to_json()["sibling_surrogate"] is True
+    for preset in ("instant", "paper"):
+        assert "sibling_surrogate" not in TrainConfig.from_preset(preset).to_json()
+    without = {key: value for key, value in TrainConfig().to_json().items() if key != "sibling_surrogate"}
+    assert TrainConfig(sibling_surrogate=False).to_json() == without
+
+
 def test_it_is_frozen_and_keyword_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().rank = 2

@@ -1,13 +1,13 @@
 """All erasers by name.
 
 A spec string is a name, or a name and arguments after a colon: `noop`, `sld:max`, `uce:tuned`, `esd-x:num_steps=200`,
-`spm:rank=2`, `spm-open:cat.safetensors,dog.safetensors` (see `variants`). A third party adds an eraser as an entry
-point of the group `semipermeable.erasers`: its name, and an object of class `Registration`. Names of this package
-cannot be taken over.
+`spm:rank=2`, `spm-open:cat.safetensors,dog.safetensors` (see `variants`), `uce:sibling` (see `siblings`). A third
+party adds an eraser as an entry point of the group `semipermeable.erasers`: its name, and an object of class
+`Registration`. Names of this package cannot be taken over.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, TypeVar
@@ -30,6 +30,7 @@ from semipermeable.evaluation.erasers import (
 )
 from semipermeable.evaluation.erasers.protocol import Card, Eraser
 from semipermeable.evaluation.erasers.reference_training import ReferenceSettings
+from semipermeable.evaluation.erasers.siblings import SIBLING, TowardsSiblings
 from semipermeable.evaluation.erasers.tuned import tuned_settings
 from semipermeable.evaluation.erasers.variants import TUNED, read_variant
 from semipermeable.membrane import Json
@@ -121,6 +122,18 @@ def _membranes(
     return name, Registration(make=made, card=card, argument=choice, tuned=named.get(TUNED, {}))
 
 
+def _aimed(name: str, found: Registration) -> tuple[str, Registration]:
+    """The registration of an eraser that reads the surrogate, with the choice of another one."""
+
+    def made(argument: str) -> Eraser:
+        words = _words(argument)
+        rest = [word for word in words if word != SIBLING]
+        inner = found.make(",".join(rest))
+        return inner if len(rest) == len(words) else TowardsSiblings(inner, _spec(name, words))
+
+    return name, replace(found, make=made, argument=" | ".join(filter(None, [SIBLING, found.argument])))
+
+
 def _named(name: str) -> dict[str, Mapping[str, Json]]:
     """Return the word that stands for settings that were found, with them, if an eraser has any."""
     return {TUNED: found} if (found := tuned_settings().get(name)) else {}
@@ -158,26 +171,28 @@ def _in_tree() -> dict[str, Registration]:
             _sld("sld", sld.CARD, gated=False),
             _settled("esd-x", partial(_esd, "x"), esd.EsdSettings(), esd.CARD),
             _settled("esd-u", partial(_esd, "u"), esd.EsdSettings(), esd.CARD),
-            _settled(
-                "concept-ablation",
-                concept_ablation.ConceptAblation,
-                concept_ablation.AblationSettings(),
-                concept_ablation.CARD,
+            _aimed(
+                *_settled(
+                    "concept-ablation",
+                    concept_ablation.ConceptAblation,
+                    concept_ablation.AblationSettings(),
+                    concept_ablation.CARD,
+                )
             ),
             _settled("leco", leco.Leco, leco.TRAINING, leco.CARD),
-            _settled("uce", uce.Uce, uce.UceSettings(), uce.CARD),
-            _settled("rece", rece.Rece, rece.ReceSettings(), rece.CARD),
-            _settled("mace-closed-form", mace.MaceClosedForm, mace.MaceSettings(), mace.CARD),
-            _settled("speed", speed.Speed, speed.SpeedSettings(), speed.CARD),
+            _aimed(*_settled("uce", uce.Uce, uce.UceSettings(), uce.CARD)),
+            _aimed(*_settled("rece", rece.Rece, rece.ReceSettings(), rece.CARD)),
+            _aimed(*_settled("mace-closed-form", mace.MaceClosedForm, mace.MaceSettings(), mace.CARD)),
+            _aimed(*_settled("speed", speed.Speed, speed.SpeedSettings(), speed.CARD)),
             _membranes("spm-open", partial(_spm, "open"), TrainConfig(), spm.OPEN_CARD, _PRESETS),
-            _plain("prompt-substitution", prompt_substitution.PromptSubstitution, prompt_substitution.CARD),
+            _aimed(*_plain("prompt-substitution", prompt_substitution.PromptSubstitution, prompt_substitution.CARD)),
             _plain(
                 "gated-negative-prompt",
                 partial(negative_prompt.NegativePrompt, gated=True),
                 negative_prompt.GATED_CARD,
             ),
             _sld("gated-sld", sld.GATED_CARD, gated=True),
-            _settled("gated-uce", uce.GatedUce, uce.UceSettings(), uce.GATED_CARD),
+            _aimed(*_settled("gated-uce", uce.GatedUce, uce.UceSettings(), uce.GATED_CARD)),
             _membranes("spm-reference", _reference, ReferenceSettings(), spm_reference.CARD),
             _membranes("spm-paper", partial(_spm, "paper"), TrainConfig.from_preset("paper"), spm.PAPER_CARD),
             _membranes("spm", partial(_spm, "transport"), TrainConfig(), spm.CARD, _PRESETS),
