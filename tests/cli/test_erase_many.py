@@ -36,7 +36,8 @@ def test_many_instant_membranes_are_made_once_and_measured(spm, tmp_path):
     assert cat.read_bytes() == before
     assert spm(*arguments, "--seed", 1).exit_code == 2
 
-    apart = spm("erase", "wolf", "--preset", "instant", "--orthogonal-to", "made", "--out", "made/wolf.safetensors")
+    wolf = ("erase", "wolf", "--preset", "instant", "--surrogate", "dog", "--out", "made/wolf.safetensors")
+    apart = spm(*wolf, "--orthogonal-to", "made")
     assert apart.exit_code == 0, apart.output
     assert load(tmp_path / "made" / "wolf.safetensors").provenance.training["orthogonal_to"] == ["cat", "dog"]
 
@@ -44,8 +45,10 @@ def test_many_instant_membranes_are_made_once_and_measured(spm, tmp_path):
     assert result.exit_code == 0, result.output
     assert "disturbed" in result.output
     assert "dog and wolf" in result.output
+    assert "'wolf' falls to what 'dog' erases, so that its prompts still draw it" in result.output
     found = json.loads((tmp_path / "found.json").read_text())
     assert [one["name"] for one in found["disturbances"]] == ["cat", "dog", "wolf"]
+    assert found["undone"] == [["wolf", "dog"]]
     by_pair = {(one["first"], one["second"], one["site"]): one["regulators"] for one in found["overlaps"]}
     assert len(by_pair) == 3 * len(load(cat).pairs)
 

@@ -75,6 +75,16 @@ def test_predictions_tell_a_disturbed_membrane_from_an_undisturbed_one(tiny_pipe
     assert not any(module._forward_hooks for module in tiny_pipe.unet.modules())
 
 
+def test_a_concept_that_falls_to_what_another_erases_is_told(tiny_pipe):
+    workshop = Workshop(tiny_pipe)
+    cat = erase_many(tiny_pipe, ["cat"], config=quick("instant", num_steps=0), progress=False)[0]
+    dog = Membrane(cat.pairs, Concept("dog", aliases=("Puppy",), surrogate="animal"))
+    for surrogate, wanted in (("puppy", [["cat", "dog"]]), ("", []), ("fox", [])):
+        own = Membrane(cat.pairs, Concept("cat", surrogate=surrogate))
+        found = measure_interference(workshop, [own, dog], captions_each=1, sampling_steps=1)
+        assert found.to_json()["undone"] == wanted
+
+
 def test_one_membrane_or_two_of_a_name_are_refused(tiny_pipe):
     cat = erase_many(tiny_pipe, ["cat"], config=quick("instant", num_steps=0), progress=False)[0]
     for given in ([cat], [cat, cat]):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLE", "erase_command", "folder_files", "load_folder"]
 
 EXAMPLE = (
-    'Example:  spm erase "cat" --alias kitty --surrogate animal --out cat.safetensors      '
+    'Example:  spm erase "cat" --alias kitty --surrogate dog --out cat.safetensors      '
     "Many, on a cluster:  spm erase --concepts concepts.toml --out-dir membranes/ --cluster auto"
 )
 
@@ -35,7 +35,9 @@ def erase_command(
         ),
     ] = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", help="Another name for it; repeatable.")] = None,
-    surrogate: Annotated[str | None, typer.Option("--surrogate", help="What its prompts draw instead.")] = None,
+    surrogate: Annotated[
+        str | None, typer.Option("--surrogate", help="What its prompts draw instead: something like it.")
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option("--keep", help="A phrase that must stay; repeatable.")] = None,
     concepts: Annotated[Path | None, typer.Option("--concepts", help="TOML file with several concepts.")] = None,
     preset: Annotated[str, typer.Option("--preset", help='"fast", "instant" (closed form), or "paper".')] = "fast",

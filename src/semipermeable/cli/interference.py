@@ -62,6 +62,11 @@ def _print(found: "Interference") -> None:
     for one in found.disturbances:
         typer.echo(f"{one.name:{width}}  {one.alone:.2e}  {one.disturbed:9.4f}  {one.kept:.2e}")
     typer.echo(f"{'all open':{width}}  {'':8}  {'':9}  {found.kept_all:.2e}")
+    for name, other in found.undone:
+        typer.echo(
+            f"{name!r} falls to what {other!r} erases, so that its prompts still draw it; name another --surrogate, or "
+            "make both in one run: spm erase --concepts"
+        )
     worst = found.worst()[:_SHOWN]
     typer.echo(f"\nclosest pairs by weights, {len(worst)} of {len(found.worst())}:")
     for pair in worst:

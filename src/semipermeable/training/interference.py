@@ -1,7 +1,7 @@
 """Do membranes that were made apart disturb each other when they are open together?
 
-The sum at a site is exact (SPM, Eq. 9), so two membranes interfere in two ways only: one answers to what the other is
-about, or the network between the sites does not add up. The first can be read from the weights, the second is
+The sum at a site is exact (SPM, Eq. 9), so two membranes disturb each other in two ways only: one answers to what the
+other is about, or the network between the sites does not add up. The first can be read from the weights, the second is
 measured.
 
 From weights, with ΔW = u v of two membranes a and b at one site, and C = E[x xᵀ] of the text that is kept where the
@@ -16,6 +16,8 @@ From predictions, on latents of the base model, with ε_c for membrane c open al
 
     disturbed   E‖ε_all − ε_c‖² / E‖ε_c − ε‖²   on captions of c: part of the erasure that the others undo or add
     kept        E‖ε_all − ε‖²  beside  max_c E‖ε_c − ε‖²   on captions that all keep
+
+And one can undo another without touching it: prompts about a concept draw its surrogate, which another may erase.
 """
 
 from collections.abc import Sequence
@@ -89,11 +91,13 @@ class Interference:
         overlaps: every pair of membranes at every site that both have.
         disturbances: one per membrane.
         kept_all: E‖ε_all − ε‖² on captions that all keep.
+        undone: (a, b) where a's surrogate is a name of b: prompts about a draw what b erases.
     """
 
     overlaps: tuple[Overlap, ...]
     disturbances: tuple[Disturbance, ...]
     kept_all: float
+    undone: tuple[tuple[str, str], ...] = ()
 
     def worst(self) -> list[Overlap]:
         """Return the site with the largest `changes` (by size) of each pair, the worst pair first."""
@@ -110,6 +114,7 @@ class Interference:
             "kept_all": self.kept_all,
             "disturbances": [asdict(one) for one in self.disturbances],
             "overlaps": [asdict(one) for one in self.overlaps],
+            "undone": [list(pair) for pair in self.undone],
         }
 
 
@@ -145,9 +150,19 @@ def measure_interference(
             lists = [*(list(task.captions.targets) for task in tasks), kept]
             probes = [_drawn(texts, captions_each, seed, number) for number, texts in enumerate(lists)]
             views = [_Probe(workshop, binding, texts, seed, sampling_steps) for texts in probes]
-            return Interference(tuple(found), tuple(_disturbances(views, names)), views[-1].change(range(len(names))))
+            kept_all = views[-1].change(range(len(names)))
+            return Interference(tuple(found), tuple(_disturbances(views, names)), kept_all, _undone(membranes))
     finally:
         binding.remove()
+
+
+def _undone(membranes: Sequence[Membrane]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (one.name, other.name)
+        for one in membranes
+        for other in membranes
+        if one.concept.surrogate.casefold() in {name.casefold() for name in other.concept.names}
+    )
 
 
 def overlaps(workshop: Workshop, membranes: Sequence[Membrane], kept: Sequence[str]) -> list[Overlap]:
