@@ -55,8 +55,10 @@ def test_other_files_and_other_concepts_in_the_way_are_refused(tiny_pipe, tmp_pa
     with pytest.raises(OutputError, match="is no membrane"):
         erase_many(tiny_pipe, ["dog"], out_dir=tmp_path, **INSTANT)
     erase_many(tiny_pipe, ["cat"], out_dir=tmp_path, **INSTANT)
-    with pytest.raises(OutputError, match="concept differ"):
+    with pytest.raises(OutputError, match=r"\(surrogate, '' there and 'dog' here, differ\)"):
         erase_many(tiny_pipe, [Concept("cat", surrogate="dog")], out_dir=tmp_path, **INSTANT)
+    with pytest.raises(OutputError, match=r"\(concept differ\)"):
+        erase_many(tiny_pipe, [Concept("cat", aliases=("moggy",))], out_dir=tmp_path, **INSTANT)
 
 
 def test_unusable_requests_are_refused(tiny_pipe, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from semipermeable import erase, erase_many, zoo
 from semipermeable.concept import Concept
+from semipermeable.errors import OutputError
 from semipermeable.training import TrainConfig, Workshop, captions_for, enrich
 from semipermeable.training.surrogates import reopened, settled, siblings
 
@@ -142,6 +143,14 @@ def test_a_list_is_settled_once(pipe, gateless, tmp_path):
     assert {one.name: one.concept.surrogate for one in made} == {n: "" if n == "bird" else "bird" for n in names}
     again = erase_many(pipe, names, out_dir=tmp_path, at_once=1, **INSTANT)
     assert [one.concept for one in again] == [one.concept for one in made]
+
+
+def test_a_list_that_comes_to_erase_what_a_membrane_falls_to_is_refused_with_the_reason(pipe, gateless, tmp_path):
+    erase_many(pipe, ["rose"], out_dir=tmp_path, **INSTANT)
+    with pytest.raises(
+        OutputError, match=r"rose.* \(surrogate, 'tulip' there and 'sunflower' here, differ\); remove it"
+    ):
+        erase_many(pipe, ["rose", "tulip"], out_dir=tmp_path, **INSTANT)
 
 
 def test_a_pipeline_about_which_nothing_is_known_keeps_what_was_said(tiny_pipe):

@@ -282,14 +282,15 @@ def _held(place: Path | None, concept: Concept, would: Provenance, joint_with: l
 
 
 def _differences(held: Membrane, concept: Concept, would: Provenance, joint_with: list[str] | None) -> list[str]:
-    own = held.provenance
+    own, surrogate = held.provenance, held.concept.surrogate
     told = {key: value for key, value in own.training.items() if key not in _ASIDE}
     asked = {key: value for key, value in would.training.items() if key not in _ASIDE}
     beside = would.training.get(_HASH)
     return [
         what
         for what, same in (
-            ("concept", held.concept == concept),
+            ("concept", (held.concept.names, held.concept.keep) == (concept.names, concept.keep)),
+            (f"surrogate, {surrogate!r} there and {concept.surrogate!r} here,", surrogate == concept.surrogate),
             ("training", told == asked),
             ("joint training", own.training.get("joint_with") == joint_with),
             # Files of earlier versions tell the names alone.

@@ -10,7 +10,7 @@ The sibling is the one whose captions the text encoder reads most like the conce
 car), and what is itself being erased never.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from semipermeable.concept import Concept
@@ -50,7 +50,7 @@ def reopened(concept: Concept, spec: ZooSpec) -> Concept:
     return replace(concept, surrogate="") if concept.surrogate.casefold() == group.casefold() else concept
 
 
-def siblings(concept: Concept, spec: ZooSpec, erased: frozenset[str] | set[str] = frozenset()) -> list[str]:
+def siblings(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) -> list[str]:
     """Return the things that an erased object may fall to, in the model's order; near twins only if there is no other.
 
     Args:
@@ -68,7 +68,7 @@ def siblings(concept: Concept, spec: ZooSpec, erased: frozenset[str] | set[str] 
     return [name for name in left if name.casefold() not in near] or left
 
 
-def _fallen(workshop: Workshop, spec: ZooSpec, concept: Concept, erased: set[str]) -> Concept:
+def _fallen(workshop: Workshop, spec: ZooSpec, concept: Concept, erased: Set[str]) -> Concept:
     """Return the concept with its nearest sibling as surrogate; as it is if there is none."""
     found = siblings(concept, spec, erased)
     if not found:
