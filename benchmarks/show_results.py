@@ -23,6 +23,7 @@ from statistics import fmean
 
 from semipermeable.evaluation.assembly import estimates_json
 from semipermeable.evaluation.bench_report import read_sections
+from semipermeable.evaluation.erasers.siblings import SIBLING
 from semipermeable.evaluation.experiments import write_committed
 from semipermeable.evaluation.scores import FIGURES, differences_of, resample
 
@@ -48,8 +49,8 @@ def entries_of(section, group):
 
 def mean_rank(sections, name):
     """Mean harmonic mean over the summary's benchmarks; -1 where one is missing."""
-    ranks = [one.rank for section in sections for one in section.entries if one.result.eraser == name]
-    return fmean(ranks) if len(ranks) == len(sections) else -1.0
+    found = [find(section, name) for section in sections]
+    return fmean(one.rank for one in found) if all(found) else -1.0
 
 
 def summarised(sections, group):
@@ -71,8 +72,15 @@ def summarised(sections, group):
 
 
 def find(section, spec):
-    """Return an eraser's entry."""
-    return next(one for one in section.entries if one.result.eraser == spec)
+    """Return an eraser's entry, or None.
+
+    Styles have no siblings: there an eraser towards them is the one without the word.
+    """
+    name, _, words = spec.partition(":")
+    rest = ",".join(word for word in words.split(",") if word != SIBLING)
+    plain = f"{name}:{rest}" if rest else name
+    wanted = plain if all(case.axis == "style" for case in section.benchmark.cases) else spec
+    return next((one for one in section.entries if one.result.eraser == wanted), None)
 
 
 def share(estimate):
