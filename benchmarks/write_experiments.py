@@ -24,8 +24,8 @@ CHEAP = [
     *("spm", "spm-open", "spm:instant", "spm-open:instant"),
 ]
 TRAINED = ["esd-x", "esd-u", "concept-ablation", "leco", "spm-paper", "spm-reference"]
-AIMED = ["uce", "rece", "mace-closed-form", "speed", "concept-ablation", "gated-uce", "prompt-substitution"]
-"""Erasers that read the surrogate: they are asked once more with the one that "fast" takes."""
+AIMED = ["uce", "rece", "mace-closed-form", "speed", "gated-uce", "prompt-substitution"]
+"""Erasers that read the surrogate and are not trained: they are asked once more with the one that "fast" takes."""
 _GROUP = "sibling_surrogate=false"
 _ETAS = [f"negative_guidance={eta},style_negative_guidance={eta}" for eta in (0.0, 0.5, 1.0, 2.0, 3.0)]
 ABLATIONS = [
