@@ -256,7 +256,8 @@ def card_table() -> str:
     """Return the cards of this package's erasers as a Markdown table; docs/evaluation.md holds it."""
     lines = ["| eraser | source | settings | tuned | compared with |", "| --- | --- | --- | --- | --- |"]
     for name, found in _in_tree().items():
-        argument = f":{found.argument.replace('|', '/')}" if found.argument and _CHANGES not in found.argument else ""
+        optional = not found.argument or _CHANGES in found.argument or found.argument == SIBLING
+        argument = "" if optional else f":{found.argument.replace('|', '/')}"
         shown = found.card
         changes = ", ".join(f"{field_} {value}" for field_, value in found.tuned.items())
         tuned = f"{shown.tuned}; `{name}:tuned`: {changes}" if changes else shown.tuned
