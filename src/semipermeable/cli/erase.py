@@ -115,7 +115,9 @@ def erase_command(
         _tell(_on_cluster(many, cluster, model, device) if cluster else _here(many, share, model, device))
         return
     pipe = loaded(model, device, "fp32")
-    _erase_one(pipe, _completed(pipe, wanted[0]), targets[0], settings, seed, resume, beside)
+    from semipermeable.training.captions import completed, spec_of
+
+    _erase_one(pipe, completed(wanted[0], spec_of(pipe)), targets[0], settings, seed, resume, beside)
 
 
 def load_folder(place: Path) -> "list[Membrane]":
@@ -315,19 +317,6 @@ def _wanted(
         if not all(text.strip() for text in texts):
             raise ConceptError(f'{option} is empty; write a name, e.g. spm erase "cat" --alias "kitty"')
     return [Concept(name, tuple(aliases), surrogate or "", tuple(keep))]
-
-
-def _completed(pipe: Any, concept: "Concept") -> "Concept":
-    """Add what a bundled model's spec knows of a name (aliases, neighbours) to what the user said."""
-    from semipermeable.concept import Concept
-    from semipermeable.training import enrich
-    from semipermeable.training.captions import spec_of
-
-    known = enrich(concept.name, spec_of(pipe))
-    aliases = (*known.aliases, *concept.aliases)
-    erased = {name.casefold() for name in (concept.name, *aliases)}
-    keep = (*(text for text in known.keep if text.casefold() not in erased), *concept.keep)
-    return Concept(concept.name, aliases, concept.surrogate, keep)
 
 
 def _targets(wanted: "list[Concept]", out: Path | None, *, several: bool) -> list[Path]:

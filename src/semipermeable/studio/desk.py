@@ -23,7 +23,7 @@ from semipermeable.studio.jobs import Job, JobState, Stopped, Worker, sentence
 from semipermeable.studio.models import ModelRack
 from semipermeable.studio.shelf import Shelf
 from semipermeable.studio.workfolder import WorkFolder
-from semipermeable.training import enrich
+from semipermeable.training.captions import completed
 
 __all__ = ["Desk"]
 
@@ -128,7 +128,7 @@ class Desk:
             ConfigError: if a setting is not.
             StudioError: if this concept is being erased already.
         """
-        concept = _completed(Concept(name, _split(aliases), surrogate, _split(keep)), self.rack.known(self.model))
+        concept = completed(Concept(name, _split(aliases), surrogate, _split(keep)), self.rack.known(self.model))
         kind = _erasing(concept.name)
         if any(job.kind == kind for job in self.worker.under_way):
             raise StudioError(f"{concept.name!r} is being erased already; wait for it, or stop it first")
@@ -321,12 +321,3 @@ def _erasing(name: str) -> str:
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _completed(concept: Concept, spec: Any) -> Concept:
-    """Add the aliases and neighbours that a bundled model's spec knows to what the user said."""
-    known = enrich(concept.name, spec)
-    aliases = (*known.aliases, *concept.aliases)
-    erased = {name.casefold() for name in (concept.name, *aliases)}
-    keep = (*(text for text in known.keep if text.casefold() not in erased), *concept.keep)
-    return Concept(concept.name, aliases, concept.surrogate, keep)

@@ -22,7 +22,7 @@ from semipermeable.permeability import kind_of
 from semipermeable.zoo import ZooSpec
 from semipermeable.zoo.spec import article, with_article
 
-__all__ = ["CaptionSet", "captions_for", "enrich", "speaks_of", "spec_of"]
+__all__ = ["CaptionSet", "captions_for", "completed", "enrich", "speaks_of", "spec_of"]
 
 _TEMPLATES = (
     ("{name}", ""),
@@ -134,6 +134,20 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     others = [o.name for o in spec.objects if o.name.casefold() not in names]
     keep = tuple(name for name in others if set(name.casefold().split()) & names)
     return Concept(written.name, aliases=aliases, surrogate=surrogate, keep=keep)
+
+
+def completed(concept: Concept, spec: ZooSpec | None) -> Concept:
+    """Add the aliases and neighbours that a bundled model's spec knows of a name to what a user said; no surrogate.
+
+    Args:
+        concept: as it was typed.
+        spec: of the bundled model, or None.
+    """
+    known = enrich(concept.name, spec)
+    aliases = (*known.aliases, *concept.aliases)
+    erased = _folded((concept.name, *aliases))
+    keep = (*(text for text in known.keep if text.casefold() not in erased), *concept.keep)
+    return Concept(concept.name, aliases, concept.surrogate, keep)
 
 
 def _folded(names: Iterable[str]) -> set[str]:

@@ -41,8 +41,10 @@ def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: Train
     ]
 
 
-def reopened(concept: Concept, spec: ZooSpec) -> Concept:
+def reopened(concept: Concept, spec: ZooSpec | None) -> Concept:
     """Return a concept whose surrogate is the word for its group, as `enrich` fills it in, with it left open again."""
+    if spec is None:
+        return concept
     try:
         group = spec.object(concept.name).group
     except UnknownNameError:

@@ -55,6 +55,6 @@ class TowardsSiblings:
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Erasure:
         """See `Eraser`."""
         workshop = Workshop(pipe)
-        opened = [one if workshop.spec is None else reopened(one, workshop.spec) for one in concepts]
+        opened = [reopened(one, workshop.spec) for one in concepts]
         wanted = settled(workshop, opened, TrainConfig(sibling_surrogate=True))
         return self.inner.prepare(pipe, wanted, seed=seed, progress=progress)

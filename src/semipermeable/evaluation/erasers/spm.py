@@ -142,10 +142,10 @@ class Spm:
 
     def subjects(self, workshop: Workshop, concepts: Sequence[Concept]) -> list[Subject]:
         """Return the concepts as they are trained; the word for an object's group counts as a surrogate left open."""
-        pipe, spec = workshop.host.pipe, workshop.spec
-        if self.files or spec is None:
+        pipe = workshop.host.pipe
+        if self.files:
             return subjects_of(pipe, concepts)
-        return subjects_of(pipe, settled(workshop, [reopened(one, spec) for one in concepts], self.training))
+        return subjects_of(pipe, settled(workshop, [reopened(one, workshop.spec) for one in concepts], self.training))
 
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the membrane of one concept."""
