@@ -44,7 +44,7 @@ def test_every_field_and_dtype_is_in_the_tables():
 
 def test_the_concept_file_on_the_page_is_read(tmp_path):
     (tmp_path / "c.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    assert spm.load_concepts(tmp_path / "c.toml") == (Concept("cat", ("kitty",), "animal", ("cat face",)),)
+    assert spm.load_concepts(tmp_path / "c.toml") == (Concept("cat", ("kitty",), "dog", ("cat face",)),)
     assert set(tomllib.loads(blocks("toml")[0])["concept"][0]) == {f.name for f in fields(Concept)}
 
 
