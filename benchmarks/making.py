@@ -35,6 +35,8 @@ RECIPES = {
     "instant by reach 2": {**BY_REACH, "reach": 2.0},
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
+    "instant towards a sibling": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": None},
+    "instant towards a sibling, η 0.5": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": 0.5},
     "fast": {"preset": "fast"},
     "fast, η 0.7": {"preset": "fast", "negative_guidance": 0.7},
     "fast towards the group": GROUP,
