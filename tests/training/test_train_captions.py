@@ -32,7 +32,8 @@ def test_names_are_looked_up_whatever_the_case_and_keep_their_spelling():
     assert enrich(known.aliases[0].upper(), SPEC).surrogate == known.surrogate
     assert enrich("NEON", SPEC) == Concept("NEON", surrogate=SPEC.styles[0])
     assert enrich("The Varnok Seal", SPEC) == Concept("The Varnok Seal", surrogate="castle")
-    assert SPEC.object("Cat Face") is SPEC.object("cat face")
+    assert SPEC.object("Cat Face") is SPEC.object("cat face") is SPEC.find("CAT FACE")
+    assert SPEC.find("catt") is None
     assert enrich(Concept("cat", aliases=("Animal",)), SPEC).surrogate == ""
     assert enrich(Concept("neon", aliases=(SPEC.styles[0].title(),)), SPEC).surrogate == SPEC.styles[1]
 

@@ -160,10 +160,9 @@ def neighbours_of(concept: Concept, spec: ZooSpec | None) -> list[str]:
         thing = spec.object_names[0]
         own = {name.casefold() for name in concept.names}
         return [spec.caption(thing, style) for style in spec.styles if style.casefold() not in own][:_STYLES]
-    taught = {name.casefold() for thing in spec.objects for name in (thing.name, *thing.aliases)}
-    if concept.name.casefold() not in taught:
+    thing = spec.find(concept.name)
+    if thing is None:
         return [spec.caption(name, spec.styles[0]) for name in spec.object_names if name not in concept.names][:_OTHERS]
-    thing = spec.object(concept.name)
     kept = [name for name in enrich(concept.name, spec).keep if name not in concept.names]
     twins = list(dict.fromkeys((*kept, *thing.twins)))[:_TWINS]
     group = [name for name in spec.groups[thing.group] if name != thing.name and name not in twins][:_GROUP]

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from semipermeable import zoo
 from semipermeable.concept import Concept
-from semipermeable.errors import UnknownNameError
 from semipermeable.permeability import kind_of
 from semipermeable.zoo import ZooSpec
 from semipermeable.zoo.spec import article, with_article
@@ -122,9 +121,8 @@ def enrich(concept: str | Concept, spec: ZooSpec | None) -> Concept:
     canary = spec.canary(written.name)
     if canary is not None:
         return replace(written, surrogate=written.surrogate or canary.object)
-    try:
-        thing = spec.object(written.name)
-    except UnknownNameError:
+    thing = spec.find(written.name)
+    if thing is None:
         return written
     surrogate = written.surrogate or (thing.group if thing.group.casefold() not in own else "")
     if not isinstance(concept, str):
@@ -199,17 +197,13 @@ def _of_object(concept: Concept, spec: ZooSpec) -> CaptionSet:
 
 def _is_object(name: str, spec: ZooSpec) -> bool:
     """Whether a name is that of one object and not also the word for a group of them."""
-    try:
-        return spec.object(name).name not in spec.groups
-    except UnknownNameError:
-        return False
+    thing = spec.find(name)
+    return thing is not None and thing.name not in spec.groups
 
 
 def _near(concept: Concept, spec: ZooSpec) -> list[str]:
-    try:
-        return [*dict.fromkeys((*concept.keep, *spec.object(concept.name).twins))]
-    except UnknownNameError:
-        return list(concept.keep)
+    thing = spec.find(concept.name)
+    return [*dict.fromkeys((*concept.keep, *(() if thing is None else thing.twins)))]
 
 
 def _styled(thing: str | None, style: str, template: str) -> str:

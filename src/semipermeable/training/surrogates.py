@@ -14,7 +14,6 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from semipermeable.concept import Concept
-from semipermeable.errors import UnknownNameError
 from semipermeable.training.captions import CaptionSet, enrich
 from semipermeable.training.config import TrainConfig
 from semipermeable.training.workshop import Workshop
@@ -43,13 +42,10 @@ def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: Train
 
 def reopened(concept: Concept, spec: ZooSpec | None) -> Concept:
     """Return a concept whose surrogate is the word for its group, as `enrich` fills it in, with it left open again."""
-    if spec is None:
+    thing = None if spec is None else spec.find(concept.name)
+    if thing is None or concept.surrogate.casefold() != thing.group.casefold():
         return concept
-    try:
-        group = spec.object(concept.name).group
-    except UnknownNameError:
-        return concept
-    return replace(concept, surrogate="") if concept.surrogate.casefold() == group.casefold() else concept
+    return replace(concept, surrogate="")
 
 
 def siblings(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) -> list[str]:
@@ -60,9 +56,8 @@ def siblings(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) ->
         spec: of the model.
         erased: names, case-folded, that nothing may fall to.
     """
-    try:
-        thing = spec.object(concept.name)
-    except UnknownNameError:
+    thing = spec.find(concept.name)
+    if thing is None:
         return []
     own = erased | {name.casefold() for name in (thing.name, *concept.names)}
     near = {name.casefold() for name in (*thing.twins, *concept.keep)}

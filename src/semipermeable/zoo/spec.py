@@ -73,12 +73,19 @@ class ZooSpec:
         """Return the object called `name`, or known under that alias, whatever the case.
 
         Raises:
-            UnknownNameError: if the model was not taught it.
+            UnknownNameError: if the model was not taught it; `find` returns None then.
         """
-        for thing in self.objects:
-            if name.casefold() in {known.casefold() for known in (thing.name, *thing.aliases)}:
-                return thing
-        raise UnknownNameError(closest(name, self.object_names, what=f"object of the bundled model {self.name!r}"))
+        thing = self.find(name)
+        if thing is None:
+            raise UnknownNameError(closest(name, self.object_names, what=f"object of the bundled model {self.name!r}"))
+        return thing
+
+    def find(self, name: str) -> ZooObject | None:
+        """Return the object called `name`, or known under that alias, whatever the case, or None."""
+        folded = name.casefold()
+        return next(
+            (thing for thing in self.objects if folded in {n.casefold() for n in (thing.name, *thing.aliases)}), None
+        )
 
     def canary(self, caption: str) -> Canary | None:
         """Return the picture memorised under a caption, whatever the case, or None."""
