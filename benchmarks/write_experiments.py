@@ -45,10 +45,11 @@ BEFORE = [
     f"spm-open:{_GROUP}",
     f"spm-open:learning_rate=0.001,negative_guidance=1.5,style_negative_guidance=0.7,{_LONG_RUNS}",
     f"spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
-    "spm-open:instant,negative_guidance=0.7",
+    f"spm-open:instant,learning_rate=0.001,negative_guidance=1.0,style_negative_guidance=0.7,{_LONG_RUNS}",
+    f"spm-open:instant,learning_rate=0.001,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
 ]
-"""The preset "fast" before, before that, and before that; the preset "instant" before. Each names all that it changes,
-so that it goes on meaning the same when a preset moves again."""
+"""The preset "fast" before, before that, and before that; the preset "instant" before, and before that. Each names all
+that it changes, so that it goes on meaning the same when a preset moves again."""
 
 
 def tuned(names):

@@ -211,16 +211,7 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {
-        "num_steps": 0,
-        "negative_guidance": 1.0,
-        "style_negative_guidance": 0.7,
-        "sibling_surrogate": False,
-        # Without steps the rest has no effect; it stays as it was when the results of this preset were drawn.
-        "learning_rate": 1e-3,
-        "sampling_steps": 12,
-        "num_trajectories": 3,
-    },
+    "instant": {"num_steps": 0},
     "fast": {},
     "paper": {
         "rank": 1,
