@@ -26,17 +26,17 @@ from semipermeable.training import TrainConfig
 GROUP = {"preset": "fast", "sibling_surrogate": False}
 LONG = {"num_trajectories": 3, "sampling_steps": 12}
 EARLIER = {**GROUP, "learning_rate": 1e-3, **LONG}
-BY_REACH = {"preset": "instant", "negative_guidance": None, "style_negative_guidance": None}
+BY_REACH = {"preset": "instant", "sibling_surrogate": False}
 AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
     "instant": {"preset": "instant"},
-    "instant, η 0.7 (before)": {"preset": "instant", **AT_07},
+    "instant towards the group, η 1 (before)": {**BY_REACH, "negative_guidance": 1.0, "style_negative_guidance": 0.7},
+    "instant towards the group, η 0.7 (before)": {**BY_REACH, **AT_07},
     "instant by reach 1.4": {**BY_REACH, "reach": 1.4},
     "instant by reach 2": {**BY_REACH, "reach": 2.0},
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
-    "instant towards a sibling": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": None},
-    "instant towards a sibling, η 0.5": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": 0.5},
+    "instant, η 0.5": {"preset": "instant", "negative_guidance": 0.5},
     "fast": {"preset": "fast"},
     "fast, η 0.7": {"preset": "fast", "negative_guidance": 0.7},
     "fast towards the group": GROUP,

@@ -15,10 +15,7 @@ from training_helpers import quick
 SPEC = zoo.spec("emoji")
 SIBLINGS = TrainConfig(sibling_surrogate=True)
 GROUPS = TrainConfig(sibling_surrogate=False)
-INSTANT = {
-    "config": quick("instant", num_steps=0, sibling_surrogate=True, negative_guidance=None),
-    "progress": False,
-}
+INSTANT = {"config": quick("instant", num_steps=0), "progress": False}
 
 
 @pytest.fixture
