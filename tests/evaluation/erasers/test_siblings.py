@@ -56,6 +56,13 @@ def test_who_does_not_read_the_surrogate_or_chooses_it_refuses_the_word(name):
         eraser(f"{name}:sibling")
 
 
+@pytest.mark.parametrize("spec", ["uce:siblings", "rece:tuned,sibling", "prompt-substitution:siblings"])
+def test_who_is_refused_another_word_is_told_of_this_one(spec):
+    name = spec.partition(":")[0]
+    with pytest.raises(UnknownNameError, match=f"after.*'{name}:sibling' aims at a sibling"):
+        eraser(spec)
+
+
 def test_our_own_takes_the_word_for_the_group_as_left_open(pipe, concept, fallen, style):
     workshop = Workshop(pipe)
 

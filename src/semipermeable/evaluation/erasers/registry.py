@@ -128,7 +128,12 @@ def _aimed(name: str, found: Registration) -> tuple[str, Registration]:
     def made(argument: str) -> Eraser:
         words = _words(argument)
         rest = [word for word in words if word != SIBLING]
-        inner = found.make(",".join(rest))
+        try:
+            inner = found.make(",".join(rest))
+        except UnknownNameError as error:
+            raise UnknownNameError(
+                f"{error}; '{name}:{SIBLING}' aims at a sibling, not at the word for the group"
+            ) from None
         return inner if len(rest) == len(words) else TowardsSiblings(inner, _spec(name, words))
 
     return name, replace(found, make=made, argument=" | ".join(filter(None, [SIBLING, found.argument])))
