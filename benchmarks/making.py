@@ -38,7 +38,6 @@ RECIPES = {
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
     "instant, η 0.5": {"preset": "instant", "negative_guidance": 0.5},
     "fast": {"preset": "fast"},
-    "fast, η 0.7": {"preset": "fast", "negative_guidance": 0.7},
     "fast towards the group": GROUP,
     "fast towards the group, η 0": {**GROUP, "negative_guidance": 0.0},
     "fast towards the group by reach 2, wordings spared": {**GROUP, "reach": 2.0, "closed_form_spare": 0.99},

@@ -75,8 +75,9 @@ def planned():
     cheap, better = [*CHEAP, *tuned(CHEAP)], list(once(CHEAP))
     for name in ("emoji-objects", "emoji-styles"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *tuned(TRAINED)])
-    # Styles have no siblings.
-    yield from (("emoji-objects", "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
+    # Styles and memorised pictures have no siblings.
+    for name in ("emoji-objects", "emoji-neighbours", "emoji-wordings", "emoji-many"):
+        yield from ((name, "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
     for name in ("emoji-neighbours", "emoji-wordings", "emoji-memorised"):
         yield from ((name, "main", spec, 3, ()) for spec in [*better, *tuned(TRAINED)])
     yield from (("emoji-many", "main", spec, 3, ()) for spec in better)
