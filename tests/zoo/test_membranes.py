@@ -142,9 +142,9 @@ def total(rates):
 def test_an_object_falls_to_nothing_that_another_shipped_membrane_erases():
     fallen = {name: row["surrogate"] for name, row in FOUND["membranes"].items() if row["kind"] == "object"}
     assert not set(fallen.values()) & set(fallen)
-    left = {name for name, surrogate in fallen.items() if SPEC.find(surrogate) is None}
-    # All flowers and both creatures are erased: they fall to the word for their group.
-    assert left == {"rose", "tulip", "sunflower", "ghost", "robot"}
+    apart = {name for name, surrogate in fallen.items() if SPEC.object(surrogate).group != SPEC.object(name).group}
+    # All flowers and both creatures are erased.
+    assert apart == {"rose", "tulip", "sunflower", "ghost", "robot"}
 
 
 # Names
