@@ -10,12 +10,11 @@ from semipermeable.errors import OutputError
 from semipermeable.training import TrainConfig, Workshop, captions_for, enrich
 from semipermeable.training.surrogates import candidates, reopened, settled
 
-from training_helpers import quick
 
 SPEC = zoo.spec("emoji")
 SIBLINGS = TrainConfig(sibling_surrogate=True)
 GROUPS = TrainConfig(sibling_surrogate=False)
-INSTANT = {"config": quick("instant", num_steps=0), "progress": False}
+INSTANT = {"preset": "instant", "progress": False}
 
 
 @pytest.fixture
