@@ -10,7 +10,6 @@ from semipermeable.errors import OutputError
 from semipermeable.training import TrainConfig, Workshop, captions_for, enrich
 from semipermeable.training.surrogates import candidates, reopened, settled
 
-
 SPEC = zoo.spec("emoji")
 SIBLINGS = TrainConfig(sibling_surrogate=True)
 GROUPS = TrainConfig(sibling_surrogate=False)
