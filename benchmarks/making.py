@@ -21,24 +21,25 @@ import torch
 from ablation import measure
 
 from semipermeable import __version__, attach, erase, zoo
-from semipermeable.training import TrainConfig
+from semipermeable.training import TrainConfig, Workshop
+from semipermeable.training.surrogates import settled
 
 GROUP = {"preset": "fast", "sibling_surrogate": False}
 LONG = {"num_trajectories": 3, "sampling_steps": 12}
 EARLIER = {**GROUP, "learning_rate": 1e-3, **LONG}
-BY_REACH = {"preset": "instant", "negative_guidance": None, "style_negative_guidance": None}
+BY_REACH = {"preset": "instant", "sibling_surrogate": False}
 AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
 RECIPES = {
     "instant": {"preset": "instant"},
-    "instant, η 0.7 (before)": {"preset": "instant", **AT_07},
+    "instant towards the group, η 1 (before)": {**BY_REACH, "negative_guidance": 1.0, "style_negative_guidance": 0.7},
+    "instant towards the group, η 0.7 (before)": {**BY_REACH, **AT_07},
     "instant by reach 1.4": {**BY_REACH, "reach": 1.4},
     "instant by reach 2": {**BY_REACH, "reach": 2.0},
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
-    "instant towards a sibling": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": None},
-    "instant towards a sibling, η 0.5": {"preset": "instant", "sibling_surrogate": True, "negative_guidance": 0.5},
+    "instant, η 0.5": {"preset": "instant", "negative_guidance": 0.5},
+    "instant, its group erased too": {"preset": "instant"},
     "fast": {"preset": "fast"},
-    "fast, η 0.7": {"preset": "fast", "negative_guidance": 0.7},
     "fast towards the group": GROUP,
     "fast towards the group, η 0": {**GROUP, "negative_guidance": 0.0},
     "fast towards the group by reach 2, wordings spared": {**GROUP, "reach": 2.0, "closed_form_spare": 0.99},
@@ -72,11 +73,20 @@ def table(result):
     return "\n".join(lines)
 
 
+def trained(pipe, spec, concept, recipe):
+    """Return what to erase: the name, or an object whose siblings are being erased as well, by one recipe."""
+    if not recipe.endswith("its group erased too"):
+        return concept
+    group = spec.groups[spec.object(concept).group]
+    return settled(Workshop(pipe), [concept, *(name for name in group if name != concept)], TrainConfig())[0]
+
+
 def make(pipe, spec, judge, concept, recipe, counts):
     """Train by one recipe and judge, open everywhere."""
     config = TrainConfig.from_preset(**RECIPES[recipe])
+    wanted = trained(pipe, spec, concept, recipe)
     wall, busy = time.perf_counter(), time.process_time()
-    membrane = erase(pipe, concept, config=config, progress=False)
+    membrane = erase(pipe, wanted, config=config, progress=False)
     spent = {"wall": round(time.perf_counter() - wall, 2), "busy": round(time.process_time() - busy, 2)}
     with attach(pipe, membrane, "open"):
         return {**measure(pipe, spec, judge, concept, *counts), **spent, "changed": RECIPES[recipe]}

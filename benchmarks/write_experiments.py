@@ -45,10 +45,11 @@ BEFORE = [
     f"spm-open:{_GROUP}",
     f"spm-open:learning_rate=0.001,negative_guidance=1.5,style_negative_guidance=0.7,{_LONG_RUNS}",
     f"spm-open:learning_rate=0.004,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
-    "spm-open:instant,negative_guidance=0.7",
+    f"spm-open:instant,learning_rate=0.001,negative_guidance=1.0,style_negative_guidance=0.7,{_LONG_RUNS}",
+    f"spm-open:instant,learning_rate=0.001,negative_guidance=0.7,style_negative_guidance=0.7,{_LONG_RUNS}",
 ]
-"""The preset "fast" before, before that, and before that; the preset "instant" before. Each names all that it changes,
-so that it goes on meaning the same when a preset moves again."""
+"""The preset "fast" before, before that, and before that; the preset "instant" before, and before that. Each names all
+that it changes, so that it goes on meaning the same when a preset moves again."""
 
 
 def tuned(names):
@@ -74,8 +75,9 @@ def planned():
     cheap, better = [*CHEAP, *tuned(CHEAP)], list(once(CHEAP))
     for name in ("emoji-objects", "emoji-styles"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *tuned(TRAINED)])
-    # Styles have no siblings.
-    yield from (("emoji-objects", "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
+    # Styles and memorised pictures have no siblings.
+    for name in ("emoji-objects", "emoji-wordings", "emoji-many"):
+        yield from ((name, "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
     for name in ("emoji-neighbours", "emoji-wordings", "emoji-memorised"):
         yield from ((name, "main", spec, 3, ()) for spec in [*better, *tuned(TRAINED)])
     yield from (("emoji-many", "main", spec, 3, ()) for spec in better)

@@ -8,17 +8,12 @@ from semipermeable import erase, erase_many, zoo
 from semipermeable.concept import Concept
 from semipermeable.errors import OutputError
 from semipermeable.training import TrainConfig, Workshop, captions_for, enrich
-from semipermeable.training.surrogates import reopened, settled, siblings
-
-from training_helpers import quick
+from semipermeable.training.surrogates import candidates, reopened, settled
 
 SPEC = zoo.spec("emoji")
 SIBLINGS = TrainConfig(sibling_surrogate=True)
 GROUPS = TrainConfig(sibling_surrogate=False)
-INSTANT = {
-    "config": quick("instant", num_steps=0, sibling_surrogate=True, negative_guidance=None),
-    "progress": False,
-}
+INSTANT = {"preset": "instant", "progress": False}
 
 
 @pytest.fixture
@@ -28,28 +23,38 @@ def workshop(pipe):
 
 
 def test_near_twins_are_taken_only_where_there_is_no_other():
-    taxi = siblings(enrich("taxi", SPEC), SPEC)
+    taxi = candidates(enrich("taxi", SPEC), SPEC)
     assert {"bus", "truck"} <= set(taxi)
     assert not {"taxi", "car", "police car"} & set(taxi)
-    assert siblings(enrich("guitar", SPEC), SPEC) == ["violin"] == list(SPEC.object("guitar").twins)
-    assert "cat face" not in siblings(enrich("cat", SPEC), SPEC)
+    assert candidates(enrich("guitar", SPEC), SPEC) == ["violin"] == list(SPEC.object("guitar").twins)
+    assert "cat face" not in candidates(enrich("cat", SPEC), SPEC)
 
 
 def test_phrases_to_keep_are_near_twins():
-    assert "bus" not in siblings(Concept("taxi", keep=("Bus",)), SPEC)
+    assert "bus" not in candidates(Concept("taxi", keep=("Bus",)), SPEC)
 
 
 def test_nothing_falls_to_what_is_erased_whatever_the_case():
     taxi = enrich("taxi", SPEC)
-    everything = siblings(taxi, SPEC)
-    assert siblings(taxi, SPEC, {"bus"}) == [name for name in everything if name != "bus"]
-    assert "truck" not in siblings(Concept("taxi", aliases=("Truck",)), SPEC)
-    assert siblings(taxi, SPEC, {name.casefold() for name in SPEC.groups["vehicle"]}) == []
+    everything = candidates(taxi, SPEC)
+    assert candidates(taxi, SPEC, {"bus"}) == [name for name in everything if name != "bus"]
+    assert "truck" not in candidates(Concept("taxi", aliases=("Truck",)), SPEC)
+
+
+def test_where_a_group_is_used_up_anything_else_serves_but_near_twins():
+    taxi = enrich("taxi", SPEC)
+    beyond = candidates(taxi, SPEC, {name.casefold() for name in SPEC.groups["vehicle"]})
+    assert {"cat", "tree"} <= set(beyond)
+    assert not set(SPEC.groups["vehicle"]) & set(beyond)
+    ghost = candidates(enrich("ghost", SPEC), SPEC, set(SPEC.groups["creature"]))
+    assert "skull" in SPEC.object("ghost").twins
+    assert "skull" not in ghost
+    assert candidates(taxi, SPEC, {name.casefold() for name in SPEC.object_names}) == []
 
 
 @pytest.mark.parametrize("name", ["neon", "the varnok seal", "zeppelin", "animal"])
 def test_what_is_no_object_has_no_sibling(workshop, name):
-    assert siblings(Concept(name), SPEC) == []
+    assert candidates(Concept(name), SPEC) == []
     assert settled(workshop, [name], SIBLINGS) == [enrich(name, SPEC)]
 
 
@@ -69,17 +74,22 @@ def test_the_sibling_is_the_one_whose_captions_are_read_most_like_the_concepts(w
     lengths = {name: len(workshop.host.encode([name])[0].token_ids) for name in ("taxi", *SPEC.groups["vehicle"])}
     alike = [
         name
-        for name in siblings(enrich("taxi", SPEC), SPEC)
+        for name in candidates(enrich("taxi", SPEC), SPEC)
         if lengths[name] == lengths["taxi"] == 1 and name[0] not in "aeiou"
     ]
     assert len(alike) > 2
     assert taxi == dataclasses.replace(enrich("taxi", SPEC), surrogate=min(alike, key=distance))
 
 
-def test_the_spec_fills_in_the_word_for_the_group_where_no_sibling_is_wanted_or_left(workshop):
+def test_the_spec_fills_in_the_word_for_the_group_where_no_sibling_is_wanted_or_nothing_is_left(workshop):
     assert settled(workshop, ["taxi"], GROUPS) == [enrich("taxi", SPEC)]
+    assert settled(workshop, SPEC.object_names, SIBLINGS) == [enrich(name, SPEC) for name in SPEC.object_names]
+
+
+def test_flowers_that_are_all_erased_fall_to_other_things(workshop):
     flowers = settled(workshop, ["rose", "tulip", "sunflower"], SIBLINGS)
-    assert [one.surrogate for one in flowers] == ["flower"] * 3
+    assert {SPEC.object(one.surrogate).group for one in flowers}.isdisjoint({"flower"})
+    assert all(captions_for(one, SPEC).specific for one in flowers)
 
 
 def test_concepts_that_are_erased_together_do_not_fall_to_each_other(workshop):
@@ -122,6 +132,8 @@ def test_styles_and_memorised_pictures_go_as_far_as_before(workshop):
 def test_a_word_for_a_group_is_none_of_its_things():
     """ "bird" is both in the bundled model."""
     assert "bird" in SPEC.groups
+    assert "bird" in SPEC.object_names
+    assert "bird" not in candidates(enrich("eagle", SPEC), SPEC)
     assert not captions_for(Concept("owl", surrogate="bird"), SPEC).specific
     assert captions_for(Concept("owl", surrogate="penguin"), SPEC).specific
 
@@ -137,10 +149,11 @@ def test_the_membrane_says_what_it_falls_to_and_how_far(pipe, gateless):
 
 
 def test_a_list_is_settled_once(pipe, gateless, tmp_path):
-    """All birds are erased: "bird" itself, whose group is its own name, is left without a surrogate and stays so."""
+    """All birds are erased, "bird" itself among them, whose group is its own name."""
     names = list(SPEC.groups["bird"])
     made = erase_many(pipe, names, out_dir=tmp_path, at_once=1, **INSTANT)
-    assert {one.name: one.concept.surrogate for one in made} == {n: "" if n == "bird" else "bird" for n in names}
+    assert [one.name for one in made] == names
+    assert not {one.concept.surrogate for one in made} & {"", *names}
     again = erase_many(pipe, names, out_dir=tmp_path, at_once=1, **INSTANT)
     assert [one.concept for one in again] == [one.concept for one in made]
 

@@ -8,7 +8,7 @@ from semipermeable.errors import AttachError, ConfigError, OutputError
 from semipermeable.files.native import to_bytes
 from semipermeable.hosts import host_for
 from semipermeable.training import TrainConfig, api, enrich, erase_steps
-from semipermeable.training.surrogates import siblings
+from semipermeable.training.surrogates import candidates
 
 from training_helpers import quick
 
@@ -19,7 +19,7 @@ def test_erase_returns_a_membrane_with_its_story_and_saves_it(pipe, tmp_path, ca
     membrane = erase(pipe, "cat", config=config, seed=7, out=path)
     story = membrane.provenance
     host = host_for(pipe)
-    assert membrane.concept.surrogate in siblings(enrich("cat", zoo.spec("emoji")), zoo.spec("emoji"))
+    assert membrane.concept.surrogate in candidates(enrich("cat", zoo.spec("emoji")), zoo.spec("emoji"))
     assert (story.base_model, story.seed, story.package_version) == ("zoo:emoji", 7, __version__)
     assert (story.base_hash, story.text_encoder_hash) == (host.base_hash(), host.text_encoder_hash())
     assert story.training == config.to_json()

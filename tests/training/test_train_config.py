@@ -8,8 +8,7 @@ from semipermeable.training import TrainConfig, presets
 
 def test_presets_are_usable():
     assert presets() == ("instant", "fast", "paper")
-    instant = TrainConfig.from_preset("instant")
-    assert (instant.num_steps, instant.eta("object"), instant.eta("style")) == (0, 1.0, 0.7)
+    assert TrainConfig.from_preset("instant") == TrainConfig(num_steps=0), '"fast" without its steps'
     assert TrainConfig.from_preset("fast") == TrainConfig()
     assert TrainConfig().eta("object") is TrainConfig().eta("style") is None
     for preset in presets():
@@ -43,8 +42,7 @@ def test_sparing_is_a_setting_only_where_something_is_spared():
 def test_a_sibling_is_a_setting_only_where_one_is_taken():
     """So are those before objects fell to siblings."""
     assert TrainConfig().to_json()["sibling_surrogate"] is True
-    for preset in ("instant", "paper"):
-        assert "sibling_surrogate" not in TrainConfig.from_preset(preset).to_json()
+    assert "sibling_surrogate" not in TrainConfig.from_preset("paper").to_json()
     without = {key: value for key, value in TrainConfig().to_json().items() if key != "sibling_surrogate"}
     assert TrainConfig(sibling_surrogate=False).to_json() == without
 

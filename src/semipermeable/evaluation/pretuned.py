@@ -3,8 +3,9 @@
     spm zoo membranes --build
 
 Every membrane is made (preset "instant"), rounded to half precision, written, and read back: what is judged is what is
-shipped. Bare pictures are drawn once and shared: those of "cat" are before-pictures of its membrane, and kept pictures
-of others'. Per membrane, over prompts and noise fixed by the seed:
+shipped. An object falls to a sibling that no other of them erases, so that any of them may be used together. Bare
+pictures are drawn once and shared: those of "cat" are before-pictures of its membrane, and kept pictures of others'.
+Per membrane, over prompts and noise fixed by the seed:
 
 - **target**: `per_target` prompts of the concept, bare and with the membrane held open; share judged as the concept,
   and as one of its near twins. A memorised picture counts as drawn where `CanaryJudge` knows it again.
@@ -50,6 +51,7 @@ from semipermeable.membrane import Json, Membrane
 from semipermeable.rates import Rate, rate_of
 from semipermeable.training import TrainConfig, erase
 from semipermeable.training.many import file_name
+from semipermeable.training.surrogates import reopened, settled
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo.bundle import bundle_folder, read_manifest, write_manifest
 from semipermeable.zoo.shipped import FIGURES, PACKED
@@ -144,7 +146,7 @@ def build_pretuned(
     chosen = plan or PretunedPlan()
     _claim(work, model, chosen)
     studio = _Studio(model, chosen, work)
-    wanted = subjects(studio.spec, chosen)
+    wanted = _settled(studio, subjects(studio.spec, chosen))
     figures: dict[str, dict[str, Json]] = {}
     for number, subject in enumerate(wanted):
         if progress is not None:
@@ -169,6 +171,15 @@ def _claim(work: Path, model: str | Path, plan: PretunedPlan) -> None:
     except OSError as error:
         raise OutputError(f"folder {str(work)!r} cannot be made: {error}; choose another") from error
     write_json(place, mine)
+
+
+def _settled(studio: _Studio, wanted: Sequence[Subject]) -> list[Subject]:
+    """Return subjects with what each falls to; a broader word stands apart: its members may fall to each other."""
+    apart = [subject for subject in wanted if subject.kind != "broad"]
+    opened = [reopened(subject.concept, studio.spec) for subject in apart]
+    concepts = settled(studio.workshop, opened, TrainConfig.from_preset(_PRESET))
+    found = {one.name: one for one in concepts}
+    return [dataclasses.replace(one, concept=found.get(one.concept.name, one.concept)) for one in wanted]
 
 
 def _finished(studio: _Studio, subject: Subject) -> dict[str, Json]:

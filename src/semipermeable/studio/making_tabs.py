@@ -33,7 +33,7 @@ def erase_tab(desk: Desk, pieces: list[Piece]) -> None:
                     _PRESETS,
                     value="fast",
                     label="How",
-                    info="Fast; instant, in seconds but weaker; or the paper's own 3,000 steps.",
+                    info="Fast; instant, from text alone, in seconds; or the paper's own 3,000 steps.",
                     elem_id="preset",
                 )
                 steps = gr.Number(

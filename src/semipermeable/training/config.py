@@ -87,8 +87,9 @@ class TrainConfig:
     """The surrogate takes the concept's place in the caption; False falls to the bare surrogate."""
     sibling_surrogate: bool = True
     """An object of a bundled model whose surrogate is left open falls to the nearest other object of its group
-    ("a cat" to "a dog"), and where η is None a surrogate that is another object has η 0. False falls to the word for
-    the group ("an animal"). No effect on styles, memorised pictures and other models."""
+    ("a cat" to "a dog"; of another group if all of its own are erased), and where η is None a surrogate that is another
+    object has η 0. False falls to the word for the group ("an animal"). No effect on styles, memorised pictures and
+    other models."""
     closed_form: bool = True
     """Start from the closed-form edit of the sites where text alone enters (cross-attention keys and values; in SD3 and
     FLUX the text's first projection); False starts from zero, and so does True in families without such sites."""
@@ -211,16 +212,7 @@ class TrainConfig:
 
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {
-        "num_steps": 0,
-        "negative_guidance": 1.0,
-        "style_negative_guidance": 0.7,
-        "sibling_surrogate": False,
-        # Without steps the rest has no effect; it stays as it was when the results of this preset were drawn.
-        "learning_rate": 1e-3,
-        "sampling_steps": 12,
-        "num_trajectories": 3,
-    },
+    "instant": {"num_steps": 0},
     "fast": {},
     "paper": {
         "rank": 1,

@@ -7,7 +7,8 @@ is a goal that needs no η. That a target should be near the concept without bei
 find too (Adaptive Guided Erasure, ICLR 2025, arXiv 2501.18950).
 
 The sibling is the one whose captions the text encoder reads most like the concept's. Near twins come last (a taxi is a
-car), and what is itself being erased never.
+car), and what is itself being erased never. Where a group is used up, anything else that the model was taught serves:
+what is drawn is then less like the concept, and as clear a picture.
 """
 
 from collections.abc import Sequence, Set
@@ -19,7 +20,7 @@ from semipermeable.training.config import TrainConfig
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import ZooSpec
 
-__all__ = ["reopened", "settled", "siblings"]
+__all__ = ["candidates", "reopened", "settled"]
 
 
 def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: TrainConfig) -> list[Concept]:
@@ -28,7 +29,7 @@ def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: Train
     Args:
         workshop: of the pipeline.
         concepts: all that are erased together, in order. A surrogate that is written stays as it is.
-        config: `sibling_surrogate` says whether an object falls to a sibling or to the word for its group.
+        config: `sibling_surrogate` says whether an object falls to a thing of its own or to the word for its group.
     """
     wanted = [enrich(concept, workshop.spec) for concept in concepts]
     if workshop.spec is None or not config.sibling_surrogate:
@@ -48,8 +49,11 @@ def reopened(concept: Concept, spec: ZooSpec | None) -> Concept:
     return replace(concept, surrogate="")
 
 
-def siblings(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) -> list[str]:
-    """Return the things that an erased object may fall to, in the model's order; near twins only if there is no other.
+def candidates(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) -> list[str]:
+    """Return the things that an erased object may fall to, in the model's order.
+
+    Those are its siblings, the other objects of its group; near twins among them only if there is no other; objects of
+    other groups if there is no sibling at all. The word for a group is none, even where it names an object too.
 
     Args:
         concept: an object of the model; a style, a memorised picture or anything else has none.
@@ -59,18 +63,20 @@ def siblings(concept: Concept, spec: ZooSpec, erased: Set[str] = frozenset()) ->
     thing = spec.find(concept.name)
     if thing is None:
         return []
-    own = erased | {name.casefold() for name in (thing.name, *concept.names)}
+    own = erased | {name.casefold() for name in (thing.name, *concept.names, *spec.groups)}
     near = {name.casefold() for name in (*thing.twins, *concept.keep)}
-    left = [name for name in spec.groups[thing.group] if name.casefold() not in own]
-    return [name for name in left if name.casefold() not in near] or left
+    left = [one for one in spec.objects if one.name.casefold() not in own]
+    siblings = [one.name for one in left if one.group == thing.group]
+    apart = [name for name in siblings if name.casefold() not in near]
+    return apart or siblings or [one.name for one in left if one.name.casefold() not in near]
 
 
 def _fallen(workshop: Workshop, spec: ZooSpec, concept: Concept, erased: Set[str]) -> Concept:
-    """Return the concept with its nearest sibling as surrogate; as it is if there is none."""
-    found = siblings(concept, spec, erased)
+    """Return the concept with the nearest candidate as surrogate; as it is if there is none."""
+    found = candidates(concept, spec, erased)
     if not found:
         return concept
-    distances = [workshop.distance(_short(concept, sibling, spec)) for sibling in found]
+    distances = [workshop.distance(_short(concept, name, spec)) for name in found]
     return replace(concept, surrogate=found[distances.index(min(distances))])
 
 
