@@ -76,7 +76,7 @@ def planned():
     for name in ("emoji-objects", "emoji-styles"):
         yield from ((name, "main", spec, 3, ()) for spec in [*cheap, *BEFORE, *tuned(TRAINED)])
     # Styles and memorised pictures have no siblings.
-    for name in ("emoji-objects", "emoji-wordings", "emoji-many"):
+    for name in ("emoji-objects", "emoji-neighbours", "emoji-wordings", "emoji-many"):
         yield from ((name, "main", spec, 3, ()) for spec in with_siblings(once(AIMED)))
     for name in ("emoji-neighbours", "emoji-wordings", "emoji-memorised"):
         yield from ((name, "main", spec, 3, ()) for spec in [*better, *tuned(TRAINED)])
