@@ -29,6 +29,7 @@ LONG = {"num_trajectories": 3, "sampling_steps": 12}
 EARLIER = {**GROUP, "learning_rate": 1e-3, **LONG}
 BY_REACH = {"preset": "instant", "sibling_surrogate": False}
 AT_07 = {"negative_guidance": 0.7, "style_negative_guidance": 0.7}
+GROUP_GONE = "instant, its group erased too"
 RECIPES = {
     "instant": {"preset": "instant"},
     "instant towards the group, η 1 (before)": {**BY_REACH, "negative_guidance": 1.0, "style_negative_guidance": 0.7},
@@ -38,7 +39,7 @@ RECIPES = {
     "instant by reach 1.7, wordings spared": {**BY_REACH, "reach": 1.7, "closed_form_spare": 0.95},
     "instant by reach 2, wordings spared": {**BY_REACH, "reach": 2.0, "closed_form_spare": 0.99},
     "instant, η 0.5": {"preset": "instant", "negative_guidance": 0.5},
-    "instant, its group erased too": {"preset": "instant"},
+    GROUP_GONE: {"preset": "instant"},
     "fast": {"preset": "fast"},
     "fast towards the group": GROUP,
     "fast towards the group, η 0": {**GROUP, "negative_guidance": 0.0},
@@ -73,18 +74,19 @@ def table(result):
     return "\n".join(lines)
 
 
-def trained(pipe, spec, concept, recipe):
-    """Return what to erase: the name, or an object whose siblings are being erased as well, by one recipe."""
-    if not recipe.endswith("its group erased too"):
+def asked_for(pipe, spec, concept, recipe):
+    """Return what to erase: the name, or by one recipe an object whose siblings are being erased as well."""
+    thing = spec.find(concept)
+    if recipe != GROUP_GONE or thing is None:
         return concept
-    group = spec.groups[spec.object(concept).group]
-    return settled(Workshop(pipe), [concept, *(name for name in group if name != concept)], TrainConfig())[0]
+    siblings = (name for name in spec.groups[thing.group] if name != thing.name)
+    return settled(Workshop(pipe), [concept, *siblings], TrainConfig())[0]
 
 
 def make(pipe, spec, judge, concept, recipe, counts):
     """Train by one recipe and judge, open everywhere."""
     config = TrainConfig.from_preset(**RECIPES[recipe])
-    wanted = trained(pipe, spec, concept, recipe)
+    wanted = asked_for(pipe, spec, concept, recipe)
     wall, busy = time.perf_counter(), time.process_time()
     membrane = erase(pipe, wanted, config=config, progress=False)
     spent = {"wall": round(time.perf_counter() - wall, 2), "busy": round(time.process_time() - busy, 2)}

@@ -51,7 +51,7 @@ from semipermeable.membrane import Json, Membrane
 from semipermeable.rates import Rate, rate_of
 from semipermeable.training import TrainConfig, erase
 from semipermeable.training.many import file_name
-from semipermeable.training.surrogates import reopened, settled
+from semipermeable.training.surrogates import resettled
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo.bundle import bundle_folder, read_manifest, write_manifest
 from semipermeable.zoo.shipped import FIGURES, PACKED
@@ -175,10 +175,8 @@ def _claim(work: Path, model: str | Path, plan: PretunedPlan) -> None:
 
 def _settled(studio: _Studio, wanted: Sequence[Subject]) -> list[Subject]:
     """Return subjects with what each falls to; a broader word stands apart: its members may fall to each other."""
-    apart = [subject for subject in wanted if subject.kind != "broad"]
-    opened = [reopened(subject.concept, studio.spec) for subject in apart]
-    concepts = settled(studio.workshop, opened, TrainConfig.from_preset(_PRESET))
-    found = {one.name: one for one in concepts}
+    apart = [subject.concept for subject in wanted if subject.kind != "broad"]
+    found = {one.name: one for one in resettled(studio.workshop, apart, TrainConfig.from_preset(_PRESET))}
     return [dataclasses.replace(one, concept=found.get(one.concept.name, one.concept)) for one in wanted]
 
 

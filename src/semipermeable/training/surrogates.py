@@ -20,7 +20,7 @@ from semipermeable.training.config import TrainConfig
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import ZooSpec
 
-__all__ = ["candidates", "reopened", "settled"]
+__all__ = ["candidates", "reopened", "resettled", "settled"]
 
 
 def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: TrainConfig) -> list[Concept]:
@@ -39,6 +39,17 @@ def settled(workshop: Workshop, concepts: Sequence[str | Concept], config: Train
         concept if isinstance(given, Concept) and given.surrogate else _fallen(workshop, workshop.spec, concept, erased)
         for given, concept in zip(concepts, wanted, strict=True)
     ]
+
+
+def resettled(workshop: Workshop, concepts: Sequence[Concept], config: TrainConfig) -> list[Concept]:
+    """Return enriched concepts as they are trained: the word for an object's group counts as a surrogate left open.
+
+    Args:
+        workshop: of the pipeline.
+        concepts: all that are erased together, in order.
+        config: see `settled`.
+    """
+    return settled(workshop, [reopened(concept, workshop.spec) for concept in concepts], config)
 
 
 def reopened(concept: Concept, spec: ZooSpec | None) -> Concept:

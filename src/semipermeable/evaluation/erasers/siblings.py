@@ -15,7 +15,7 @@ from semipermeable.concept import Concept
 from semipermeable.evaluation.erasers.protocol import Eraser, Erasure
 from semipermeable.membrane import Json
 from semipermeable.training import TrainConfig
-from semipermeable.training.surrogates import reopened, settled
+from semipermeable.training.surrogates import resettled
 from semipermeable.training.workshop import Workshop
 
 __all__ = ["SIBLING", "TowardsSiblings"]
@@ -54,7 +54,5 @@ class TowardsSiblings:
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], *, seed: int, progress: bool = False) -> Erasure:
         """See `Eraser`."""
-        workshop = Workshop(pipe)
-        opened = [reopened(one, workshop.spec) for one in concepts]
-        wanted = settled(workshop, opened, TrainConfig(sibling_surrogate=True))
+        wanted = resettled(Workshop(pipe), concepts, TrainConfig(sibling_surrogate=True))
         return self.inner.prepare(pipe, wanted, seed=seed, progress=progress)

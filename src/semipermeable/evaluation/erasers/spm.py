@@ -19,7 +19,7 @@ from semipermeable.files.native import digest, to_bytes
 from semipermeable.membrane import Json, Membrane
 from semipermeable.permeability import resolve
 from semipermeable.training import TrainConfig, erase
-from semipermeable.training.surrogates import reopened, settled
+from semipermeable.training.surrogates import resettled
 from semipermeable.training.workshop import Workshop
 from semipermeable.zoo import load_membrane
 
@@ -145,7 +145,7 @@ class Spm:
         pipe = workshop.host.pipe
         if self.files:
             return subjects_of(pipe, concepts)
-        return subjects_of(pipe, settled(workshop, [reopened(one, workshop.spec) for one in concepts], self.training))
+        return subjects_of(pipe, resettled(workshop, concepts, self.training))
 
     def membrane_of(self, workshop: Workshop, subject: Subject, *, seed: int, progress: bool) -> Membrane:
         """Train the membrane of one concept."""
